@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are either wholly written or not there at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from common.errors import StorageError
+
+CACHE_VARIABLE = "WARDROUND_CACHE"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable (a rename is not, until its folder is synced)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under `path` only when the block ended without an error.
+
+    Written beside its final place, fsynced, renamed, folder fsynced. Raises StorageError with the path when the disk says no.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; check free space and permissions") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` in one step that a crash cannot cut in half."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; it ends with the process, so it is never stale."""
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror or error}; check the folder and its permissions") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build_once(path: Path, build: Callable[[IO[bytes]], None]) -> Path:
+    """Return `path`, made by `build` if it is not there yet; several processes at once make it once."""
+    if not path.exists():
+        with locked(path.with_name(path.name + ".lock")):
+            if not path.exists():
+                remove_leftovers(path)
+                with atomic_file(path) as file:
+                    build(file)
+    return path
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what a killed writer of `path` left behind. Only for the one who holds the lock on it."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: `WARDROUND_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wardround"

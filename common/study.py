@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study: one training project, immutable, named by the SHA-256 of its canonical JSON.
+
+Everything in here is public: it is sent to every site and printed in every report. What belongs to one hospital (paths, keys,
+nominal size, budget) is not part of a study. Each field is documented once, here; `docs/study.md` and
+`common/study.schema.json` are generated from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MODEL_NAMES = ("cnn", "scattering", "resnet18", "densenet121", "vgg16")
+MetricName = Literal["auroc", "auprc", "f1", "calibration"]
+METRIC_NAMES: tuple[MetricName, ...] = ("auroc", "auprc", "f1", "calibration")
+SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
+SHA256 = r"^[0-9a-f]{64}$"
+
+
+class Part(BaseModel):
+    """A part of a study: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raise one ValueError for all problems, a line each: `key: what is wrong; remedy`."""
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+class Phantom(Part):
+    """The synthetic chest radiographs that are generated when no real data is given."""
+
+    patients: int = Field(480, ge=16, description="Patients to generate, over all scanners.")
+    scanners: int = Field(4, ge=1, le=1000, description="Different acquisitions; each is a natural site.")
+
+
+class Data(Part):
+    """What the images are, not where they lie: a site knows its own path."""
+
+    source: Literal["phantom", "npz", "medmnist", "folder"] = Field(
+        "phantom", description="Reader of the data: the built-in phantom, any npz, the MedMNIST layout, or one folder per class."
+    )
+    image_size: int = Field(
+        32, ge=16, le=1024, description="Height and width in pixels that the model sees; larger images are averaged down."
+    )
+    channels: Literal[1, 3] = Field(1, description="1 for grey images, 3 for colour.")
+    labels: tuple[str, ...] = Field(("normal", "opacity"), min_length=2, description="Names of the classes, in the order of their numbers.")
+    label_values: tuple[int, ...] | None = Field(None, description="The numbers in the file that mean each class (default: 0, 1, …).")
+    other_labels: Literal["refuse", "drop"] = Field("refuse", description="What to do with an image whose label is not in the list.")
+    image_key: str = Field("images", description="npz: name of the array of images.")
+    label_key: str = Field("labels", description="npz: name of the array of labels.")
+    patient_key: str = Field("patient_id", description="npz: name of the array of patient ids.")
+    one_image_one_patient: bool = Field(
+        False, description="Declares that every image is a patient of its own. Say so only when it is true: privacy is counted by it."
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=0.9, description="Share of the patients held out for the test, by keyed hash.")
+    validation_fraction: float = Field(0.0, ge=0, lt=0.5, description="Share of the patients held out for validation, by keyed hash.")
+    min_patients: int = Field(8, ge=2, description="Fewest training patients with which a site takes part.")
+    phantom: Phantom = Field(default_factory=Phantom, description="Settings of the synthetic images (source: phantom).")
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Data:
+        problems = []
+        count, values = len(self.labels), self.label_values
+        if len(set(self.labels)) != count:
+            problems.append("labels: a name stands twice; give each class a name of its own")
+        if values is not None and not len(set(values)) == len(values) == count:
+            problems.append(f"label_values: needs {count} different numbers, one for each of labels")
+        _refuse(problems)
+        return self
+
+
+class ExternalFile(Part):
+    """A file that comes from outside, named by its content."""
+
+    path: str = Field(description="Path of the file.")
+    sha256: str = Field(pattern=SHA256, description="SHA-256 of the file in hexadecimal; checked before the file is read.")
+
+
+class Model(Part):
+    """The network."""
+
+    name: Literal["cnn", "scattering", "resnet18", "densenet121", "vgg16"] = Field(
+        "cnn", description="Architecture: `cnn` (small, any size), `scattering` (fixed wavelets and a linear head), or a torchvision one."
+    )
+    pretrained: ExternalFile | None = Field(None, description="Weights to start from (safetensors).")
+    freeze: Literal["none", "backbone"] = Field("none", description="`backbone` trains the last layer only.")
+
+    @model_validator(mode="after")
+    def _frozen_has_weights(self) -> Model:
+        problems = []
+        if self.freeze == "backbone" and self.pretrained is None:
+            problems.append("freeze: without pretrained weights a random backbone would be frozen; add pretrained or remove freeze")
+        if self.name in ("cnn", "scattering") and self.pretrained is not None:
+            problems.append(f"pretrained: {self.name} has no pretrained weights; remove it or take resnet18, densenet121 or vgg16")
+        _refuse(problems)
+        return self
+
+
+class Augmentation(Part):
+    """Random changes of each training image. All off by default."""
+
+    shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift as a share of the image size.")
+    rotate_degrees: float = Field(0.0, ge=0, le=45, description="Largest rotation in degrees.")
+    zoom: float = Field(0.0, ge=0, le=0.5, description="Largest relative change of size.")
+    contrast: float = Field(0.0, ge=0, le=0.9, description="Largest relative change of contrast.")
+    brightness: float = Field(0.0, ge=0, le=0.9, description="Largest change of brightness, in units of the full grey range.")
+    flip: bool = Field(False, description="Mirror left and right at random. Not for images in which the side matters.")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any change is made at all."""
+        return self != Augmentation()
+
+
+class Training(Part):
+    """Local training at a site between two exchanges."""
+
+    local_steps: int = Field(10, ge=1, le=100_000, description="Optimiser steps of a site in each round.")
+    sampling_rate: float = Field(
+        0.1, gt=0, le=1, description="Share of the patients in a step. With privacy each patient is drawn with this probability."
+    )
+    optimiser: Literal["sgd", "adam"] = Field("sgd", description="Optimiser; started anew in each round.")
+    learning_rate: float = Field(0.5, gt=0, description="Learning rate.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate over all steps of the study.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    microbatch_rows: int = Field(
+        64, ge=1, le=65_536, description="Images in memory at once; changes memory and speed, not the result's meaning."
+    )
+    augmentation: Augmentation = Field(default_factory=Augmentation, description="Random changes of the training images.")
+
+    @model_validator(mode="after")
+    def _momentum_has_sgd(self) -> Training:
+        if self.momentum > 0 and self.optimiser != "sgd":
+            raise ValueError(f"momentum: belongs to sgd and does nothing with {self.optimiser}; remove it")
+        return self
+
+
+class Federation(Part):
+    """How the sites work together."""
+
+    rounds: int = Field(10, ge=1, le=100_000, description="Rounds of training.")
+    strategy: Literal["fedavg", "fedprox"] = Field("fedavg", description="Aggregation algorithm.")
+    proximal_mu: float = Field(0.0, ge=0, description="FedProx: weight of the pull towards the global model.")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="Moving average of the global model over rounds; 0 takes the last one.")
+    min_sites: int = Field(2, ge=1, description="Fewest updates with which a round counts.")
+    round_timeout_seconds: float = Field(3600.0, gt=0, description="How long a round waits for its sites.")
+    weights: Literal["equal"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(
+        "equal", description="`equal`, or a public weight for each site by name. Never a patient count."
+    )
+
+    @model_validator(mode="after")
+    def _mu_has_a_strategy(self) -> Federation:
+        if (self.proximal_mu > 0) != (self.strategy == "fedprox"):
+            raise ValueError("proximal_mu: belongs to strategy fedprox and must be above 0 there; set both or neither")
+        return self
+
+
+class PatientPrivacy(Part):
+    """Differential privacy of one patient with all their images (add or remove one patient), at every site by itself."""
+
+    unit: Literal["patient"] = Field("patient", description="What is protected: one patient with all their images.")
+    epsilon: float = Field(3.0, gt=0, le=100, description="ε of the whole study at each site.")
+    delta: float = Field(1e-6, gt=0, le=1e-5, description="δ of the account; never above 1e-5.")
+    clipping_norm: float = Field(1.0, gt=0, description="Largest L2 norm of one patient's gradient (C).")
+    views_per_patient: int = Field(
+        1, ge=1, le=64, description="Images of a patient, drawn at random, that are averaged before clipping (K)."
+    )
+    mode: Literal["local", "distributed"] = Field(
+        "local", description="`local`: every site adds its full noise. `distributed` is refused for now."
+    )
+    engine: Literal["opacus"] = Field("opacus", description="Per-sample gradients: Opacus with hooks.")
+
+    @model_validator(mode="after")
+    def _only_local(self) -> PatientPrivacy:
+        if self.mode == "distributed":
+            raise ValueError("mode: distributed noise needs secure aggregation, which is not built yet; use local")
+        return self
+
+
+class NoPrivacy(Part):
+    """No protection at all; has to be written out as `privacy: none`."""
+
+    unit: Literal["none"] = Field("none", description="No privacy. A hospital refuses such a study unless its own policy allows it by id.")
+
+
+def _spell_out_none(value: Any) -> Any:
+    return {"unit": "none"} if value == "none" else value
+
+
+def _unit_of(value: Any) -> Any:
+    """A privacy part without `unit` means the patient."""
+    value = _spell_out_none(value)
+    if isinstance(value, dict) and "unit" not in value:
+        return {"unit": "patient", **value}
+    return value
+
+
+Privacy = Annotated[PatientPrivacy | NoPrivacy, Field(discriminator="unit"), BeforeValidator(_unit_of)]
+
+
+class Evaluation(Part):
+    """How the model is judged on the held-out patients."""
+
+    metrics: tuple[MetricName, ...] = Field(METRIC_NAMES, min_length=1, description="Metrics in the report.")
+    every: int = Field(1, ge=0, description="Each site evaluates the incoming model every so many rounds; 0: the final model only.")
+
+
+class Study(Part):
+    """One training project, the same file for a simulation and for real hospitals."""
+
+    name: str = Field(pattern=SLUG, description="Short name: small letters, digits and hyphens.")
+    description: str = Field("", max_length=2000, description="What the study is for, in a sentence.")
+    task: Literal["binary", "multiclass"] = Field("binary", description="One finding (two labels) or one of several classes.")
+    data: Data = Field(default_factory=Data, description="The images and labels.")
+    model: Model = Field(default_factory=Model, description="The network.")
+    training: Training = Field(default_factory=Training, description="Local training.")
+    federation: Federation = Field(default_factory=Federation, description="Rounds and aggregation.")
+    privacy: Privacy = Field(description="Protection of the patients: ε, δ and clipping norm, or `none`. Has no default.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Metrics.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of initial weights and of splits in a simulation. Never of noise or of patient sampling."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Study:
+        problems = []
+        if self.task == "binary" and len(self.data.labels) != 2:
+            problems.append(f"data.labels: a binary task has two labels, not {len(self.data.labels)}; use task: multiclass")
+        if self.training.augmentation.is_active and self.has_stored_features:
+            problems.append(
+                "training.augmentation: the features of this model are computed once and stored, so images cannot be augmented; remove it"
+            )
+        if self.model.name in ("cnn", "scattering") and self.data.channels != 1:
+            problems.append(f"data.channels: {self.model.name} takes grey images; use 1")
+        _refuse(problems)
+        return self
+
+    @property
+    def canonical_json(self) -> str:
+        """The study as one line of JSON: keys sorted, no spaces, every default written out."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+    @property
+    def id(self) -> str:
+        """The study id: SHA-256 of `canonical_json`, 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical_json.encode()).hexdigest()
+
+    @property
+    def has_stored_features(self) -> bool:
+        """Whether the model's features never change in training, and so are computed once for each image."""
+        return self.model.name == "scattering" or self.model.freeze == "backbone"
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of one site over the whole study."""
+        return self.federation.rounds * self.training.local_steps
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return len(self.data.labels)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether patients are protected by differential privacy."""
+        return isinstance(self.privacy, PatientPrivacy)
+
+    @classmethod
+    def from_canonical_json(cls, text: str) -> Study:
+        """Read a study that came over the wire. Raises pydantic's ValidationError (a ValueError)."""
+        return cls.model_validate_json(text)
+
+    def with_changes(self, changes: dict[str, Any]) -> Study:
+        """A new study in which dotted keys, such as `federation.rounds`, have other values; validated again."""
+        content = self.model_dump(mode="json")
+        for dotted, value in changes.items():
+            *parents, last = dotted.split(".")
+            target = content
+            for key in parents:
+                target = target[key]
+            target[last] = value
+        return Study.model_validate(content)

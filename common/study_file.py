@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a study file and says everything that is wrong with it at once.
+
+Each problem is one line, `file:line: dotted.key: what is wrong; what to do`, which editors turn into a link. An unknown key names the
+nearest right one. Nothing heavy is imported: checking a file takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from common.errors import StudyError
+from common.study import Study
+from common.study_fields import StudyField, study_fields
+from common.study_yaml import Document, KeyPath, Problem, dotted, read_yaml
+
+MAX_STUDY_BYTES = 1_000_000
+_KEYED_TEXT = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): (.*)$")
+
+
+def load_study(path: Path) -> Study:
+    """Read and check the study file `path`. Raises StudyError with every problem found."""
+    return parse_study(_read_text(path), str(path))
+
+
+def parse_study(text: str, name: str) -> Study:
+    """Check the text of a study file; `name` stands before each problem. Raises StudyError."""
+    document = read_yaml(text)
+    study = None
+    if not isinstance(document.value, dict):
+        document.problems = document.problems or [Problem(1, "", "is not a study; write at least the keys name and privacy")]
+    else:
+        study = _validate(document)
+    if study is None or document.problems:
+        raise StudyError(_line(name, problem) for problem in sorted(set(document.problems)))
+    return study
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_STUDY_BYTES + 1)
+    except FileNotFoundError as error:
+        raise StudyError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror}); name a readable YAML file") from error
+    if len(content) > MAX_STUDY_BYTES:
+        raise StudyError(f"{path}: larger than {MAX_STUDY_BYTES:,} bytes; a study is a short YAML file, data stays outside it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise StudyError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from error
+
+
+def _line(name: str, problem: Problem) -> str:
+    return f"{name}:{problem.line}: {problem.key}{': ' if problem.key else ''}{problem.text}"
+
+
+def _validate(document: Document) -> Study | None:
+    try:
+        return Study.model_validate(document.value, strict=True)
+    except ValidationError as error:
+        fields = study_fields()
+        for details in error.errors(include_url=False):
+            path = _real_path(details["loc"], details["type"], document.value)
+            if not (document.has_lost(path) or _is_echo(details, path, document.value)):
+                for where, text in _explain(details, path, fields):
+                    document.add(where, text)
+        return None
+
+
+def _real_path(location: KeyPath, kind: str, value: Any) -> KeyPath:
+    """`location` without the names of union members that pydantic puts in (`privacy.patient.epsilon`)."""
+    path: KeyPath = ()
+    for number, part in enumerate(location):
+        is_new = kind == "missing" and number == len(location) - 1
+        if isinstance(value, dict) and (part in value or is_new):
+            path, value = (*path, part), value.get(part)
+        elif isinstance(value, tuple) and isinstance(part, int):
+            path, value = (*path, part), value[part]
+    return path
+
+
+def _value_at(path: KeyPath, value: Any) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _is_echo(details: ErrorDetails, path: KeyPath, value: Any) -> bool:
+    """Whether another error of the same value says it better (pydantic reports every member of a union)."""
+    if details["type"] == "literal_error":
+        return isinstance(details["input"], dict) and dotted(path) == "federation.weights"
+    if details["type"] == "dict_type":
+        return path == ("federation", "weights")
+    if details["type"] == "too_short":
+        return bool(len(_value_at(path, value)) >= details["ctx"]["min_length"])
+    return False
+
+
+def _explain(details: ErrorDetails, path: KeyPath, fields: dict[str, StudyField]) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong, and at which key."""
+    kind, value = details["type"], details["input"]
+    if kind == "value_error":
+        yield from _own_words(str(details["ctx"]["error"]), path)
+        return
+    if kind == "union_tag_invalid":
+        kind, path, value = "literal_error", (*path, "unit"), details["ctx"]["tag"]
+    field = _nearest_field(path, fields)
+    if kind == "extra_forbidden":
+        yield path, _unknown_key(path, fields)
+    elif kind == "missing":
+        yield path, f"is missing; add it: {field.description}" if field else "is missing; add it"
+    elif field is None:
+        yield path, f"{details['msg'].lower()}; remove it or correct it"
+    elif kind == "literal_error":
+        yield path, _wrong_choice(value, field)
+    else:
+        yield path, _wrong_value(value, field, is_entry=dotted(path) != field.key)
+
+
+def _own_words(text: str, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Problems that the models of `common.study` found themselves: `key: what; remedy`, a line each."""
+    for line in text.split("\n"):
+        keyed = _KEYED_TEXT.match(line)
+        yield ((*path, *keyed[1].split(".")), keyed[2]) if keyed else (path, line)
+
+
+def _nearest_field(path: KeyPath, fields: dict[str, StudyField]) -> StudyField | None:
+    """The field at `path` or the one that holds it (an entry of a list, a site's weight)."""
+    key = ".".join(part for part in path if isinstance(part, str))
+    return fields.get(key) or fields.get(key.rpartition(".")[0])
+
+
+def _unknown_key(path: KeyPath, fields: dict[str, StudyField]) -> str:
+    *parents, last = (str(part) for part in path)
+    prefix = "".join(f"{parent}." for parent in parents)
+    known = [key.removeprefix(prefix) for key in fields if key.startswith(prefix) and "." not in key.removeprefix(prefix)]
+    near = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
+    elsewhere = [key for key in fields if key.rpartition(".")[2] == last]
+    if near:
+        return f"unknown key; did you mean {near[0]}?"
+    if elsewhere:
+        return f"unknown key here; it belongs at {' or '.join(elsewhere)}"
+    return f"unknown key; the keys here are {', '.join(known)}"
+
+
+def _wrong_choice(value: Any, field: StudyField) -> str:
+    near = difflib.get_close_matches(str(value), field.choices, n=1, cutoff=0.5)
+    return f"must be {field.expected}, is {_shown(value)}" + (f"; did you mean {near[0]}?" if near else "; choose one of these")
+
+
+def _wrong_value(value: Any, field: StudyField, is_entry: bool) -> str:
+    if value is None:
+        return f"is empty; write {field.expected}, or remove the line"
+    if isinstance(value, str) and "number" in field.type_words:
+        return f"must be {field.expected}, is {_shown(value)}; write the number without quotes or units"
+    here = "this entry is" if is_entry else "is"
+    return f"must be {field.expected}; {here} {_shown(value)} ({field.description.rstrip('.')})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a block of keys"
+    if isinstance(value, tuple):
+        return f"a list of {len(value)}"
+    text = {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    short = text if len(text) <= 40 else text[:37] + "…"
+    return f'"{short}"' if isinstance(value, str) else short

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client apps that behave as a test asks them to; they run in real worker processes."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Update
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    facts = message.content.config_records["ask"]
+    time.sleep(float(facts.get("sleep", 0.0)))
+    if facts.get("raise"):
+        raise ValueError("patient 42 at /data")
+    if facts.get("die") and context.node_config["partition-id"] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen = int(context.state.config_records.get("memory", ConfigRecord({"seen": 0}))["seen"]) + 1
+    context.state["memory"] = ConfigRecord({"seen": seen})
+    reply = {"partition": context.node_config["partition-id"], "seen": seen, "process": os.getpid(), "echo": facts.get("echo", "")}
+    return Message(RecordDict({"reply": ConfigRecord(reply)}), reply_to=message)
+
+
+def _update_of(instruction: Instruction, site: str, behaviour: str) -> RecordDict:
+    value = np.float32("nan") if behaviour == "nan" else np.float32(1e9 if behaviour == "huge" else len(site))
+    delta = {name: np.full_like(array, value) for name, array in instruction.model.items()}
+    if behaviour == "shape":
+        delta = {name: array.reshape(-1)[:1] for name, array in delta.items()}
+    if behaviour == "names":
+        delta = {f"x.{name}": array for name, array in delta.items()}
+    round_number = instruction.round - 1 if behaviour == "replay" else instruction.round
+    return Update(instruction.run_id, round_number, site, delta).to_records()
+
+
+sites_app = ClientApp()
+
+
+@sites_app.train()
+def train_site(message: Message, context: Context) -> Message:
+    """Sites `a`, `bb`, `ccc`… whose update is their name's length everywhere, unless MISBEHAVE says otherwise."""
+    number = int(context.node_config["partition-id"])
+    behaviour = json.loads(os.environ.get("MISBEHAVE", "{}")).get(str(number), "")
+    site = "abcdefgh"[number] * (number + 1)
+    if behaviour == "silent":
+        time.sleep(60)
+    if behaviour == "raise":
+        raise ValueError("patient 42 at /data")
+    if behaviour == "stranger":
+        return Message(RecordDict({"reply": ConfigRecord({"hello": 1})}), reply_to=message)
+    if behaviour == "refuse":
+        return Message(Refusal(RefusalCode.BUDGET_EXHAUSTED, site).to_records(), reply_to=message)
+    if behaviour == "impostor":
+        site = "a"
+    return Message(_update_of(Instruction.from_records(message.content), site, behaviour), reply_to=message)
+
+
+@sites_app.evaluate()
+def evaluate_site(message: Message, context: Context) -> Message:
+    instruction = Instruction.from_records(message.content)
+    number = int(context.node_config["partition-id"])
+    return Message(Evaluated(instruction.run_id, instruction.round, "abcdefgh"[number] * (number + 1)).to_records(), reply_to=message)
