@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished replies, kept until they are surely not asked for again.
+
+A reply is stored before its charge says `releasing`; asked again, exactly these bytes are sent. A reply that cannot be read back
+whole counts as missing damage, never as something to compute anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from common.errors import StorageError
+from common.files import sync_folder, write_atomic
+from common.privacy.charge_book import ChargeKey
+
+
+class Outbox:
+    """One file for each reply in `folder`: the SHA-256 of the reply (32 bytes), then the reply."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def store(self, key: ChargeKey, reply: bytes) -> str:
+        """Keep `reply` durably, in place of an earlier one that was never released; returns its SHA-256 in hexadecimal."""
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True)
+            sync_folder(self._folder.parent)
+        digest = hashlib.sha256(reply)
+        write_atomic(self._path(key), digest.digest() + reply)
+        return digest.hexdigest()
+
+    def load(self, key: ChargeKey) -> bytes | None:
+        """The stored reply, or None if there is none. Raises StorageError when the file is damaged."""
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror or error}; check permissions") from error
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise StorageError(f"{path}: the stored reply is damaged; its round is lost and stays charged")
+        return content[32:]
+
+    def discard_before(self, study_id: str, run_id: str, round_number: int) -> None:
+        """Delete the replies of earlier rounds of this run: a later round shows that they arrived."""
+        prefix = _run_name(study_id, run_id)
+        for path in self._folder.glob(f"{prefix}-*.reply"):
+            if int(path.name[len(prefix) + 1 :].split("-")[0]) < round_number:
+                path.unlink(missing_ok=True)
+
+    def _path(self, key: ChargeKey) -> Path:
+        name = hashlib.sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()[:32]
+        return self._folder / f"{_run_name(key.study_id, key.run_id)}-{key.round:09d}-{name}.reply"
+
+
+def _run_name(study_id: str, run_id: str) -> str:
+    """Whatever the ids contain, a name that is safe for a file."""
+    return hashlib.sha256(json.dumps([study_id, run_id]).encode()).hexdigest()[:32]
