@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact sums of updates: 64-bit fixed point with a public scale and a checked range.
+
+A float sum depends on the order of its terms; an integer sum does not. So a round gives the same model whichever site answers first,
+memory is one array a tensor however many sites there are, and the same encoding can later be masked for secure aggregation.
+
+A value v becomes round(v · 2^32). With |v| below 2^20 and at most 1,024 terms no sum can overflow: 2^20 · 2^32 · 2^10 < 2^63.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ProtocolError
+from common.protocol import Arrays, FloatArray, Shapes
+
+SCALE = float(1 << 32)
+VALUE_LIMIT = float(1 << 20)
+MAX_TERMS = 1 << 10
+WEIGHT_UNITS = 1 << 20
+
+
+def encode(values: FloatArray, weight: float = 1.0) -> npt.NDArray[np.int64]:
+    """Fixed-point form of `weight · values`, same shape. Raises ProtocolError when a value is outside the range."""
+    scaled = values.astype(np.float64) * weight
+    largest = float(np.abs(scaled).max(initial=0.0))
+    if not largest < VALUE_LIMIT:
+        raise ProtocolError(f"an update holds a value of {largest:.3g}; the range of the exact sum ends at {VALUE_LIMIT:.0f}")
+    return np.rint(scaled * SCALE).astype(np.int64)
+
+
+def decode(total: npt.NDArray[np.int64], divisor: float) -> FloatArray:
+    """The float32 value of `total / divisor`."""
+    return (total / SCALE / divisor).astype(np.float32)
+
+
+class FixedPointSum:
+    """A running, exact, weighted sum of updates that all have `shapes`. Weights are whole numbers of 1/`WEIGHT_UNITS`."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._totals = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
+        self._weight_units = 0
+        self.terms = 0
+
+    def add(self, arrays: Arrays, weight_units: int = WEIGHT_UNITS) -> None:
+        """Add one update with a public weight of 1…`WEIGHT_UNITS`. All or nothing: a bad value leaves the sum as it was."""
+        if not 1 <= weight_units <= WEIGHT_UNITS:
+            raise ValueError(f"weight of {weight_units} units is not in 1…{WEIGHT_UNITS}; divide public weights by the largest")
+        if self.terms >= MAX_TERMS:
+            raise ProtocolError(f"more than {MAX_TERMS} updates in one sum; the range of 64 bits is not safe beyond")
+        encoded = {name: encode(arrays[name], weight_units / WEIGHT_UNITS) for name in self._totals}
+        for name, value in encoded.items():
+            self._totals[name] += value
+        self._weight_units += weight_units
+        self.terms += 1
+
+    def mean(self) -> dict[str, FloatArray]:
+        """The weighted mean, float32."""
+        if self.terms == 0:
+            raise ValueError("the mean of no update does not exist")
+        divisor = self._weight_units / WEIGHT_UNITS
+        return {name: decode(total, divisor) for name, total in self._totals.items()}

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records that cross the wire, and every check on them.
+
+Two instructions go out (`Instruction` to train, to evaluate, or both) and three replies come back (`Update`, `Evaluated`, `Refusal`).
+Each is a frozen value that writes itself into a Flower RecordDict and reads itself from one. Reading checks everything before anything
+is used: version, names, types, shapes, float32, finite, size. A reply that does not fit raises ProtocolError with all problems; the
+server then drops that site for the round, it never stops the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from common.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+MAX_ARRAY_BYTES = 1 << 30
+MAX_STUDY_CHARACTERS = 1 << 20
+FACTS = "wardround"
+MODEL = "model"
+
+FloatArray = npt.NDArray[np.float32]
+Arrays = Mapping[str, FloatArray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class RefusalCode(StrEnum):
+    """Why a site, or the connection to it, gave no update. The only thing about a failure that leaves a site."""
+
+    STUDY_INVALID = "STUDY_INVALID"
+    STUDY_NOT_APPROVED = "STUDY_NOT_APPROVED"
+    PROTOCOL_MISMATCH = "PROTOCOL_MISMATCH"
+    BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
+    ROUND_CONFLICT = "ROUND_CONFLICT"
+    ROUND_LOST = "ROUND_LOST"
+    NOT_READY = "NOT_READY"
+    TRAINING_FAILED = "TRAINING_FAILED"
+    WORKER_LOST = "WORKER_LOST"
+    NO_REPLY = "NO_REPLY"
+    REPLY_INVALID = "REPLY_INVALID"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Server to site: the global model, and what to do with it. Sites take everything else from the study itself."""
+
+    run_id: str
+    study: str
+    round: int
+    train: bool
+    evaluate: bool
+    model: Arrays
+
+    def to_records(self) -> RecordDict:
+        """Write the instruction into Flower records."""
+        facts: dict[str, str | int | bool] = {"run_id": self.run_id, "study": self.study, "round": self.round}
+        facts |= {"train": self.train, "evaluate": self.evaluate}
+        return RecordDict({FACTS: _facts("instruction", facts), MODEL: _array_record(self.model)})
+
+    @classmethod
+    def from_records(cls, records: RecordDict) -> Instruction:
+        """Read and check an instruction. Raises ProtocolError."""
+        reader = _Reader(records, "instruction")
+        study = reader.text("study")
+        if len(study) > MAX_STUDY_CHARACTERS:
+            raise ProtocolError(f"instruction: study has {len(study)} characters, at most {MAX_STUDY_CHARACTERS} are read")
+        return cls(reader.text("run_id"), study, reader.count("round"), reader.flag("train"), reader.flag("evaluate"), reader.arrays())
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content, the same however Flower packs it; names the message in the charge of a round."""
+        digest = hashlib.sha256(json.dumps([PROTOCOL_VERSION, self.run_id, self.study, self.round, self.train, self.evaluate]).encode())
+        for name in sorted(self.model):
+            array = self.model[name]
+            digest.update(json.dumps([name, list(array.shape), array.dtype.str]).encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Update:
+    """Site to server: the change of each tensor after local training. Nothing else: no loss, no patient count."""
+
+    run_id: str
+    round: int
+    site: str
+    delta: Arrays
+
+    def to_records(self) -> RecordDict:
+        """Write the update into Flower records; Flower's `num-examples` is always 1."""
+        facts = _facts("update", {"run_id": self.run_id, "round": self.round, "site": self.site})
+        return RecordDict({FACTS: facts, MODEL: _array_record(self.delta), "metrics": MetricRecord({"num-examples": 1})})
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Site to server: the model was evaluated; the result stays at the site."""
+
+    run_id: str
+    round: int
+    site: str
+
+    def to_records(self) -> RecordDict:
+        """Write the reply into Flower records."""
+        facts = _facts("evaluated", {"run_id": self.run_id, "round": self.round, "site": self.site})
+        return RecordDict({FACTS: facts, "metrics": MetricRecord({"num-examples": 1})})
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A "no" with a code. `site` may be empty when it is not known who refused."""
+
+    code: RefusalCode
+    site: str
+
+    def to_records(self) -> RecordDict:
+        """Write the refusal into Flower records."""
+        return RecordDict({FACTS: _facts("refusal", {"code": self.code.value, "site": self.site})})
+
+
+Reply = Update | Evaluated | Refusal
+
+
+def read_reply(records: RecordDict, *, run_id: str, round_number: int, shapes: Shapes) -> Reply:
+    """Read and check a reply to the instruction of `run_id` and `round_number`, whose model had `shapes`.
+
+    Raises ProtocolError with every problem found.
+    """
+    kind = _Reader.kind_of(records)
+    reader = _Reader(records, kind)
+    if kind == "refusal":
+        return Refusal(_known_code(reader.text("code")), reader.text("site"))
+    if (reader.text("run_id"), reader.count("round")) != (run_id, round_number):
+        raise ProtocolError(
+            f"{kind}: belongs to run {reader.text('run_id')[:8]} round {reader.count('round')}, not to round {round_number}"
+        )
+    if kind == "evaluated":
+        return Evaluated(run_id, round_number, reader.text("site"))
+    if kind == "update":
+        return Update(run_id, round_number, reader.text("site"), reader.arrays(shapes))
+    raise ProtocolError(f"reply: unknown kind {kind[:40]!r}; expected update, evaluated or refusal")
+
+
+def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    """Name to shape, for checking a reply against the model that was sent."""
+    return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def _known_code(text: str) -> RefusalCode:
+    try:
+        return RefusalCode(text)
+    except ValueError:
+        raise ProtocolError(f"refusal: unknown code {text[:40]!r}") from None
+
+
+def _facts(kind: str, facts: dict[str, str | int | bool]) -> ConfigRecord:
+    return ConfigRecord({"protocol": PROTOCOL_VERSION, "kind": kind, **facts})
+
+
+def _array_record(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
+
+
+class _Reader:
+    """Typed access to the records of one message."""
+
+    def __init__(self, records: RecordDict, kind: str) -> None:
+        self._records = records
+        self._kind = kind
+        self._facts = self._facts_of(records)
+        if self._facts.get("protocol") != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"{kind}: speaks protocol {self._facts.get('protocol')!r}, this end speaks {PROTOCOL_VERSION}; upgrade the older end"
+            )
+        if self._facts.get("kind") != kind:
+            raise ProtocolError(f"expected {kind}, got {str(self._facts.get('kind'))[:40]!r}")
+
+    @staticmethod
+    def _facts_of(records: RecordDict) -> ConfigRecord:
+        facts = records.config_records.get(FACTS)
+        if facts is None:
+            raise ProtocolError(f"message has no record {FACTS!r}; the other end is not Wardround")
+        return facts
+
+    @classmethod
+    def kind_of(cls, records: RecordDict) -> str:
+        return str(cls._facts_of(records).get("kind"))
+
+    def _fact(self, key: str, expected: type[object]) -> object:
+        value = self._facts.get(key)
+        if type(value) is not expected:
+            raise ProtocolError(f"{self._kind}: {key} is {type(value).__name__}, expected {expected.__name__}")
+        return value
+
+    def text(self, key: str) -> str:
+        return cast(str, self._fact(key, str))
+
+    def flag(self, key: str) -> bool:
+        return cast(bool, self._fact(key, bool))
+
+    def count(self, key: str) -> int:
+        value = cast(int, self._fact(key, int))
+        if value < 0:
+            raise ProtocolError(f"{self._kind}: {key} is negative")
+        return value
+
+    def arrays(self, shapes: Shapes | None = None) -> dict[str, FloatArray]:
+        """All tensors, checked; against `shapes` too if given."""
+        record = self._records.array_records.get(MODEL)
+        if record is None:
+            raise ProtocolError(f"{self._kind}: has no record {MODEL!r}")
+        problems = _name_problems(record, shapes) if shapes is not None else []
+        problems += _size_problems(record)
+        if problems:
+            raise ProtocolError(f"{self._kind}: " + "; ".join(problems))
+        arrays = {name: _read_array(name, array) for name, array in record.items()}
+        problems = [problem for name, array in arrays.items() if (problem := _value_problem(name, array, shapes))]
+        if problems:
+            raise ProtocolError(f"{self._kind}: " + "; ".join(problems))
+        return cast(dict[str, FloatArray], arrays)
+
+
+def _name_problems(record: ArrayRecord, shapes: Shapes) -> list[str]:
+    missing = sorted(set(shapes) - set(record))
+    extra = sorted(set(record) - set(shapes))
+    return [f"tensor {name} is missing" for name in missing] + [f"tensor {name[:80]} was not asked for" for name in extra]
+
+
+def _size_problems(record: ArrayRecord) -> list[str]:
+    size = sum(len(array.data) for array in record.values())
+    return [f"{size} bytes of tensors, at most {MAX_ARRAY_BYTES} are read"] if size > MAX_ARRAY_BYTES else []
+
+
+def _read_array(name: str, array: Array) -> npt.NDArray[np.generic]:
+    """Decode one tensor (the .npy format without pickle)."""
+    try:
+        return cast(npt.NDArray[np.generic], array.numpy())
+    except (ValueError, TypeError, EOFError, SyntaxError) as error:
+        raise ProtocolError(f"tensor {name[:80]} cannot be decoded ({type(error).__name__})") from error
+
+
+def _value_problem(name: str, array: npt.NDArray[np.generic], shapes: Shapes | None) -> str | None:
+    if array.dtype != np.float32:
+        return f"tensor {name[:80]} is {array.dtype}, expected float32"
+    if shapes is not None and tuple(array.shape) != tuple(shapes[name]):
+        return f"tensor {name[:80]} has shape {tuple(array.shape)}, expected {tuple(shapes[name])}"
+    if not np.isfinite(array).all():
+        return f"tensor {name[:80]} has values that are not finite"
+    return None
