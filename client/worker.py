@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training process: model, data and GPU context stay loaded, and it may die without taking its parent along.
+
+The parent sends a node's context and one message over a private pipe and gets the reply and the context back, as bytes of fixed schema.
+When the process dies, `exchange` says so at once (`WorkerLost`); the next message starts a new one. The processes are forked from a
+server that has torch and opacus loaded already, so a new one costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+
+    from flwr.clientapp import ClientApp
+
+STOP_SECONDS = 5.0
+
+
+class WorkerLost(Exception):
+    """The process ended before it answered."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """`app` is `module:attribute` of a ClientApp; `environment` is set in the process before that is imported."""
+
+    app: str
+    environment: Mapping[str, str]
+
+
+class Worker:
+    """The parent's handle on one training process. Used by one thread at a time."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._process: ForkServerProcess | None = None
+        self._pipe: Connection | None = None
+
+    @property
+    def process_id(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process if it does not run."""
+        if self._process is not None:
+            return
+        context = multiprocessing.get_context("forkserver")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, self._settings), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def exchange(self, context: bytes, message: bytes) -> tuple[bytes, bytes]:
+        """Let the app answer one message; returns its context and its reply. Raises WorkerLost when the process dies."""
+        self.start()
+        if self._pipe is None or self._process is None:
+            raise WorkerLost
+        try:
+            self._pipe.send_bytes(context)
+            self._pipe.send_bytes(message)
+            return self._receive(self._process), self._receive(self._process)
+        except (EOFError, OSError) as error:
+            self._forget()
+            raise WorkerLost from error
+
+    def _receive(self, process: ForkServerProcess) -> bytes:
+        if self._pipe is None:
+            raise EOFError
+        ready = wait([self._pipe, process.sentinel])
+        if self._pipe not in ready and not self._pipe.poll():
+            raise EOFError
+        return self._pipe.recv_bytes()
+
+    def _forget(self) -> None:
+        process, self._process = self._process, None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if process is not None:
+            process.kill()
+            process.join(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End the process at once; `exchange`, if it waits, raises WorkerLost. The only method for another thread."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def stop(self) -> None:
+        """End the process: closing the pipe tells it to; kill it if it does not listen."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._process is not None:
+            self._process.join(STOP_SECONDS)
+            self._forget()
+
+
+def serve(pipe: Connection, settings: WorkerSettings) -> None:
+    """The process: answer messages until the pipe closes. The parent handles Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(settings.environment)
+    module, attribute = settings.app.split(":")
+    app: ClientApp = getattr(importlib.import_module(module), attribute)
+    while True:
+        try:
+            context, message = pipe.recv_bytes(), pipe.recv_bytes()
+        except EOFError:
+            return
+        for part in answer(app, context, message):
+            pipe.send_bytes(part)
+
+
+def answer(app: ClientApp, context_bytes: bytes, message_bytes: bytes) -> tuple[bytes, bytes]:
+    """Run the app on one message; returns context and reply as bytes. An app that raises answers with the class name only."""
+    from flwr.app import Error, Message
+
+    from common.flower_compat import messages
+
+    context, message = messages.context_from_bytes(context_bytes), messages.message_from_bytes(message_bytes)
+    try:
+        reply = app(message, context)
+    except Exception as error:  # noqa: BLE001 (the process edge: the cause is printed here and stays on this machine)
+        traceback.print_exc()
+        reply = Message(Error(messages.APP_RAISED, type(error).__name__), reply_to=message)
+    return messages.context_to_bytes(context), messages.message_to_bytes(reply)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run store: what happened in each round, in SQLite, for the coordinator to query."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+from common.errors import StorageError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (study_id TEXT NOT NULL, run_id TEXT PRIMARY KEY, started REAL NOT NULL, study TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, updates INTEGER NOT NULL, seconds REAL NOT NULL, update_norm REAL NOT NULL,
+    PRIMARY KEY (run_id, round)
+);
+CREATE TABLE IF NOT EXISTS replies (
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (run_id, round, site)
+);
+"""
+
+
+class RunStore:
+    """Rounds and replies of the runs in one SQLite file. A round that is repeated after a crash replaces its rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with closing(self._connect()) as database, database:
+            database.executescript(SCHEMA)
+
+    def begin(self, study_id: str, run_id: str, study: str) -> None:
+        """Note that a run started; a resumed run is noted once."""
+        self._write([("INSERT OR IGNORE INTO run VALUES (?, ?, ?, ?)", (study_id, run_id, time.time(), study))])
+
+    def record_round(
+        self, run_id: str, round_number: int, *, seconds: float, update_norm: float, outcomes: dict[str, tuple[str, float]]
+    ) -> None:
+        """Store one finished round. `outcomes` maps a site to (`update` or its refusal code, seconds until its reply)."""
+        updates = sum(outcome == "update" for outcome, _ in outcomes.values())
+        rows: list[tuple[str, tuple[object, ...]]] = [
+            ("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?)", (run_id, round_number, updates, seconds, update_norm))
+        ]
+        rows += [
+            ("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", (run_id, round_number, site, outcome, after))
+            for site, (outcome, after) in outcomes.items()
+        ]
+        self._write(rows)
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=30)
+
+    def _write(self, rows: list[tuple[str, tuple[object, ...]]]) -> None:
+        try:
+            with closing(self._connect()) as database, database:
+                for statement, values in rows:
+                    database.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"{self._path}: cannot write the run store ({error}); check free space and permissions") from error
