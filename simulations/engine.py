@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Flower Grid in this process: the real ServerApp and ClientApp, worker processes, no sockets and no Ray.
+
+Every site is bound to one worker, every worker to one thread of the parent that feeds it. A worker that dies answers the message that
+it had with the refusal WORKER_LOST and is started again for the next one. A reply is kept until it is pulled, and is given out once.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+from client.worker import Worker, WorkerLost, WorkerSettings
+from common.flower_compat import identity
+from common.flower_compat import messages as codec
+from common.flower_compat.grids import NodeInfo, Run
+from common.protocol import Refusal, RefusalCode
+
+FIRST_NODE_ID = 1000
+FLOWER_RUN_ID = 1
+PULL_WAIT_SECONDS = 0.05
+STOP_GRACE_SECONDS = 0.5
+
+
+class InProcessGrid(Grid):
+    """Nodes `FIRST_NODE_ID`… stand for `sites`, in order; `partition-id` counts them from 0. Use it in a `with` block."""
+
+    def __init__(self, sites: Sequence[str], settings: WorkerSettings, workers: int = 1) -> None:
+        identity.assume_server_identity(FLOWER_RUN_ID)
+        self._run = identity.empty_run(FLOWER_RUN_ID)
+        self._sites = {FIRST_NODE_ID + number: name for number, name in enumerate(sites)}
+        self._contexts = {node: codec.context_to_bytes(_context(node)) for node in self._sites}
+        self._replies: dict[str, Message] = {}
+        self._arrival = threading.Condition()
+        self._feeders = [_Feeder(self, settings) for _ in range(min(workers, len(sites)))]
+
+    def __enter__(self) -> InProcessGrid:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers; messages that wait are dropped."""
+        for feeder in self._feeders:
+            feeder.stop()
+
+    @property
+    def worker_process_ids(self) -> list[int | None]:
+        """Process id of each worker, None before its first message."""
+        return [feeder.worker.process_id for feeder in self._feeders]
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that messages belong to."""
+        return self._run
+
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+        """Flower's older way to make a message; the same as `Message(...)`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """All nodes; in a simulation every site is online."""
+        return list(self._sites)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """All nodes with their sites' names."""
+        return [NodeInfo(node_id=node, name=name, status="online") for node, name in self._sites.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue messages for their nodes' workers; a message to an unknown node is not accepted and gets no id."""
+        return [self._push(message) for message in messages if message.metadata.dst_node_id in self._sites]
+
+    def _push(self, message: Message) -> str:
+        identifier = codec.give_message_id(message)
+        position = list(self._sites).index(message.metadata.dst_node_id)
+        self._feeders[position % len(self._feeders)].put(message)
+        return identifier
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies that are there, each once; waits a moment if there is none yet."""
+        wanted = set(message_ids)
+        with self._arrival:
+            if not wanted & self._replies.keys():
+                self._arrival.wait(PULL_WAIT_SECONDS)
+            return [self._replies.pop(identifier) for identifier in wanted & self._replies.keys()]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push and pull until all replies are there or `timeout` seconds are over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            arrived = self.pull_messages(waiting)
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+        return replies
+
+    def answer(self, worker: Worker, message: Message) -> None:
+        """Let a worker answer one message and store the reply. Called by that worker's feeder only."""
+        node = message.metadata.dst_node_id
+        try:
+            self._contexts[node], content = worker.exchange(self._contexts[node], codec.message_to_bytes(message))
+            reply = codec.message_from_bytes(content)
+        except WorkerLost:
+            reply = Message(Refusal(RefusalCode.WORKER_LOST, self._sites[node]).to_records(), reply_to=message)
+        with self._arrival:
+            self._replies[message.metadata.message_id] = reply
+            self._arrival.notify_all()
+
+
+class _Feeder:
+    """One worker and the thread that feeds it, message by message."""
+
+    def __init__(self, grid: InProcessGrid, settings: WorkerSettings) -> None:
+        self.worker = Worker(settings)
+        self._grid = grid
+        self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._feed, name="wardround-feeder", daemon=True)
+        self._thread.start()
+
+    def put(self, message: Message) -> None:
+        self._queue.put(message)
+
+    def _feed(self) -> None:
+        while (message := self._queue.get()) is not None and not self._stopping.is_set():
+            self._grid.answer(self.worker, message)
+        self.worker.stop()
+
+    def stop(self) -> None:
+        """End worker and thread; a message that is still being answered is cut off after a moment."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._thread.join(STOP_GRACE_SECONDS)
+        if self._thread.is_alive():
+            self.worker.kill()
+            self._thread.join()
+
+
+def _context(node: int) -> Context:
+    return Context(FLOWER_RUN_ID, node, {"partition-id": node - FIRST_NODE_ID}, RecordDict(), {})
