@@ -80,7 +80,9 @@ class StudyBench:
         self._books: dict[Path, ChargeBook] = {}
 
     def train(self, site: Site, instruction: Instruction) -> Update:
-        """One round: charge, train, store, release. A round that was released before is sent again as it was."""
+        """One round: check, charge, train, store, release. A round that was released before is sent again as it was."""
+        data, trainer = self._training_data(site), self._trainer(site.nominal_patients)
+        load_state(self._model, instruction.model)
         charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox))
         earlier = charged.open()
         if earlier is not None:
@@ -88,7 +90,7 @@ class StudyBench:
         if instruction.evaluate:
             self.evaluate(site, instruction)
         started = time.perf_counter()
-        result = self._trainer(site.nominal_patients).train(self._training_data(site), instruction.model, instruction.round)
+        result = trainer.train(data, instruction.model, instruction.round)
         update = Update(instruction.run_id, instruction.round, site.name, result.delta)
         charged.close(update)
         append_entry(journal_path(site.folder), self._journal_entry(instruction, result, time.perf_counter() - started))

@@ -7,6 +7,7 @@ in the same kind of worker and is asked by the same kind of message; one message
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from client.app import Settings, log_failure
 from client.site import Site, SiteFile, evaluation_path, site_from_table, write_site
 from client.worker import WorkerSettings
 from common.data.cohort import Cohort, Split
-from common.protocol import Arrays, Evaluated, Instruction, Refusal, RefusalCode, read_reply
+from common.protocol import Arrays, Evaluated, Instruction, Refusal, RefusalCode, Reply, read_reply
 from common.study import Study
 from server.averaging import moving_average
 from server.strategies.fedavg import FedAvg
@@ -34,18 +35,24 @@ APP = "simulations.baselines:app"
 
 
 def write_baselines(layout: RunLayout, study: Study, dataset_folder: Path, cohorts: Mapping[str, Cohort], nominal_patients: int) -> None:
-    """Write a folder for each baseline: its own training patients, and the held-out patients of all sites."""
+    """Write a folder for each baseline that has no scores yet: its own training patients, and the held-out patients of all sites.
+
+    One that was interrupted starts anew: its patients are simulated, and what it had charged was never released to anybody.
+    """
     everyone = _union(list(cohorts.values()))
     folders = [layout.baseline(POOLED), *(layout.baseline(name) for name in cohorts)]
     trained_on = [(everyone, nominal_patients * len(cohorts)), *((cohort, nominal_patients) for cohort in cohorts.values())]
     for folder, (own, size) in zip(folders, trained_on, strict=True):
+        if scores_path(layout, study, folder.name).exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
         facts = SiteFile(name=folder.name, dataset=str(dataset_folder), nominal_patients=size, unprotected_studies=(study.id,))
         write_site(folder, facts, _with_test_of(own, everyone))
     write_table(layout.baseline_table, folders)
 
 
-def run_baselines(layout: RunLayout, study: Study, initial: Arrays, settings: WorkerSettings, workers: int) -> Iterator[str]:
-    """Train those baselines that have no scores yet; yields the name of each as it is done, also of one that refused."""
+def run_baselines(layout: RunLayout, study: Study, initial: Arrays, settings: WorkerSettings, workers: int) -> Iterator[Reply]:
+    """Train those baselines that have no scores yet; yields each one's answer as it is done: `Evaluated`, or a `Refusal`."""
     names = [POOLED, *(folder.name for folder in sorted(layout.folder.glob("sites/*")))]
     with InProcessGrid(names, settings, workers) as grid:
         instruction = Instruction("baseline", study.canonical_json, 1, train=True, evaluate=True, model=initial)
@@ -55,7 +62,7 @@ def run_baselines(layout: RunLayout, study: Study, initial: Arrays, settings: Wo
         while pending:
             for reply in grid.pull_messages(pending):
                 pending.discard(reply.metadata.reply_to_message_id)
-                yield read_reply(reply.content, run_id="baseline", round_number=1, shapes={}).site
+                yield read_reply(reply.content, run_id="baseline", round_number=1, shapes={})
 
 
 def scores_path(layout: RunLayout, study: Study, name: str) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 
 from client.journal import RoundEntry, read_entries
 from client.site import evaluation_path, journal_path
-from common.events import Event, Fact, Listener, parse_event
+from common.events import Event, Fact, Listener, cut_torn_line, parse_event
 from simulations.layout import RunLayout
 
 POLL_SECONDS = 0.1
@@ -25,6 +25,8 @@ class EventFollower:
     """Reads the event file of a run as it grows and hands each event on. Use it in a `with` block."""
 
     def __init__(self, layout: RunLayout, listeners: Sequence[Listener]) -> None:
+        if layout.events.exists():
+            cut_torn_line(layout.events)
         self._layout = layout
         self._listeners = listeners
         self._position = layout.events.stat().st_size if layout.events.exists() else 0

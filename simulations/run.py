@@ -20,6 +20,7 @@ from common import child
 from common.errors import FederationError, RunInterrupted, StorageError
 from common.events import EventLog, Listener
 from common.files import CACHE_VARIABLE, cache_folder
+from common.protocol import Refusal
 from common.study import PatientPrivacy
 from server.app import HOME_VARIABLE, STUDY_KEY
 from server.app import app as server_app
@@ -150,9 +151,12 @@ def _train_baselines(prepared: Prepared, events: EventLog) -> None:
     total = len(prepared.cohorts) + 1
     events.emit("phase_started", phase="baselines", label="pooled and each site alone", total=total)
     settings = WorkerSettings(baselines.APP, _environment(prepared, layout.baseline_table))
-    names = baselines.run_baselines(layout, study, initial_model(study), settings, request.workers)
-    for done, name in enumerate(names, start=1):
-        events.emit("progress", phase="baselines", done=done, total=total, baseline=name)
+    replies = baselines.run_baselines(layout, study, initial_model(study), settings, request.workers)
+    for done, reply in enumerate(replies, start=1):
+        events.emit("progress", phase="baselines", done=done, total=total, baseline=reply.site)
+        if isinstance(reply, Refusal):
+            log = layout.baseline(reply.site) / "site.log"
+            events.emit("warning", text=f"baseline {reply.site} could not be trained ({reply.code.value}); {log} says why")
 
 
 def _report(prepared: Prepared, events: EventLog) -> RunResult:

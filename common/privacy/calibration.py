@@ -26,6 +26,7 @@ LARGEST_NOISE_MULTIPLIER: Final = 1e4
 SMALLEST_NOISE_MULTIPLIER: Final = 0.05
 LARGEST_TAIL_SHARE: Final = 0.01
 TOLERANCE: Final = 1e-3  # relative, of ε
+MOST_EVALUATIONS: Final = 8  # three or four do; where δ alone nearly covers the plan, ε has no root to find
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def _refine(pld: Callable[[float], float], epsilon: float, enough: float) -> tup
     """The least noise multiplier, to TOLERANCE in ε, between half of `enough` and `enough`, and its ε; a secant in logs."""
     low, high, high_epsilon = enough / 2, enough, pld(enough)
     slope = 1.0  # -dlog ε / dlog noise; 1 for Gaussian noise and small ε
-    while high_epsilon < epsilon * (1 - TOLERANCE) and high > low * (1 + 1e-6):
+    for _ in range(MOST_EVALUATIONS):
+        if high_epsilon >= epsilon * (1 - TOLERANCE):
+            break
         guess = high * (high_epsilon / (epsilon * (1 - TOLERANCE / 2))) ** (1 / slope)
         guess = _round_up(min(max(guess, low * (high / low) ** 0.1), high * (low / high) ** 1e-4))
         found = pld(guess)

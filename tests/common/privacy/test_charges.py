@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError, RefusedError, StorageError
+from common.files import locked
 from common.privacy.accountant import UNPROTECTED_JSON, epsilon_pld, event_to_json, poisson_gaussian
 from common.privacy.charges import ChargeFile, ChargeKey, Standing, State
 
@@ -236,7 +237,10 @@ def test_senseless_mechanisms_are_refused(book: ChargeFile, event: str, steps: i
         book.reserve(key(), event, steps)
 
 
-MOVES = st.lists(st.tuples(st.sampled_from(["reserve", "releasing", "sent", "settle_to_zero"]), st.integers(0, 3), st.booleans(), st.floats(0, 1)), max_size=25)
+MOVES = st.lists(
+    st.tuples(st.sampled_from(["reserve", "releasing", "sent", "settle_to_zero"]), st.integers(0, 3), st.booleans(), st.floats(0, 1)),
+    max_size=25,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -288,6 +292,16 @@ def test_threads_and_objects_at_once(tmp_path: Path) -> None:
     assert len(ChargeFile(path).spent()) == 20
 
 
+def test_a_writer_waits_for_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "charges.jsonl"
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "charges.jsonl.lock"):
+            waiting = pool.submit(ChargeFile(path).reserve, key(), EVENT, 1)
+            time.sleep(0.2)
+            assert not waiting.done() and not path.exists()
+        assert waiting.result(timeout=10) is Standing.NEW
+
+
 def start_child(folder: Path, rounds: int) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen([sys.executable, str(CHILD), str(folder), str(rounds)], env=environment, stdout=subprocess.PIPE, text=True)
@@ -312,13 +326,15 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     script = (
-        "import sys; from pathlib import Path; from tests.common.privacy.test_charges import key, EVENT; from common.privacy.charges import ChargeFile\n"
+        "import sys; from pathlib import Path; from tests.common.privacy.test_charges import key, EVENT\n"
+        "from common.privacy.charges import ChargeFile\n"
         "book = ChargeFile(Path(sys.argv[1]))\n"
         "print(sum(book.reserve(key(n), EVENT, 1) == 'new' for n in range(60)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     racers = [
-        subprocess.Popen([sys.executable, "-c", script, str(shared / "charges.jsonl")], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", script, str(shared / "charges.jsonl")], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
     new = [int(racer.communicate(timeout=60)[0]) for racer in racers]
     assert sum(new) == 60 == len(ChargeFile(shared / "charges.jsonl").charges())

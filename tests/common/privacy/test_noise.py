@@ -94,6 +94,13 @@ def test_the_extreme_cell_reaches_further_than_63_bits() -> None:
     assert drawn[0] > 9.1e6 and drawn[1] < -9.1e6
 
 
+def test_what_63_bits_cannot_decide_gets_more_bits() -> None:
+    boundary = int(upper_tail(Decimal("0.5")) * 2**64)
+    assert set(rounded_gaussian(200, 1.0, FirstWords([boundary] * 200)).tolist()) == {0, 1}
+    extreme = rounded_gaussian(50, 1e6, FirstWords([0] * 50))
+    assert len(set(extreme.tolist())) == 50 and extreme.min() > 9.07e6
+
+
 def test_the_sign_bit_is_the_sign() -> None:
     cell = 2**61
     up, down = rounded_gaussian(2, 1000.0, FirstWords([cell, 2**63 | cell]))

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The app as the server meets it: a message in, one reply out, whatever happens at the site."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from client.app import create_app
+from client.journal import read_entries
+from client.scores import SiteScores
+from client.site import charges_path, evaluation_path, journal_path, log_path
+from common.flower_compat.identity import assume_server_identity
+from common.privacy.charges import ChargeFile, State
+from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Reply, Update, read_reply, shapes_of
+from common.study import Study
+from tests.support.studies import PRIVATE, small
+
+Instruct = Callable[..., Instruction]
+
+
+class Hospital:
+    """One app serving one folder, asked as the server asks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._app = create_app(lambda context: self.folder)
+
+    def ask(self, instruction: Instruction, records: RecordDict | None = None) -> Reply:
+        assume_server_identity(1)
+        kind = "train" if instruction.train else "evaluate"
+        message = Message(records or instruction.to_records(), 1000, kind)
+        reply = self._app(message, Context(1, 1000, {}, RecordDict(), {}))
+        return read_reply(reply.content, run_id=instruction.run_id, round_number=instruction.round, shapes=shapes_of(instruction.model))
+
+    def again(self) -> "Hospital":
+        """The same hospital after its process died."""
+        return Hospital(self.folder)
+
+
+@pytest.fixture
+def private() -> Study:
+    return small(PRIVATE)
+
+
+def same(left: Reply, right: Reply) -> bool:
+    assert isinstance(left, Update)
+    assert isinstance(right, Update)
+    return all(np.array_equal(left.delta[name], right.delta[name]) for name in left.delta)
+
+
+def test_an_update_without_privacy_depends_on_the_study_only(make_site: Callable[..., Path], instruct: Instruct) -> None:
+    study = small()
+    first = Hospital(make_site(study)).ask(instruct(study))
+    second = Hospital(make_site(study, "north-again")).ask(instruct(study))
+    assert isinstance(first, Update)
+    assert any(np.abs(value).max() > 0 for value in first.delta.values())
+    other = Hospital(make_site(study.with_changes({"seed": 1}), "north-seed")).ask(instruct(study.with_changes({"seed": 1})))
+    assert not same(first, other)
+    renamed = Update(second.run_id, second.round, first.site, second.delta)
+    assert not same(first, renamed), "each site draws its own patients"
+
+
+def test_the_same_message_again_gets_the_stored_bytes_and_no_second_charge(
+    make_site: Callable[..., Path], instruct: Instruct, private: Study
+) -> None:
+    hospital = Hospital(make_site(private))
+    first = hospital.ask(instruct(private))
+    assert same(first, hospital.ask(instruct(private)))
+    assert same(first, hospital.again().ask(instruct(private)))
+    (charge,) = ChargeFile(charges_path(hospital.folder)).charges()
+    assert (charge.state, charge.steps) == (State.RELEASING, 2)
+    assert len(list(read_entries(journal_path(hospital.folder)))) == 1
+
+
+def test_a_private_round_never_repeats_at_another_time(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    first = Hospital(make_site(private, "north")).ask(instruct(private))
+    shutil.rmtree(Hospital(make_site(private, "north")).folder / "outbox")
+    charges_path(make_site(private, "north")).unlink()
+    assert not same(first, Hospital(make_site(private, "north")).ask(instruct(private)))
+
+
+def test_a_later_round_shows_that_the_earlier_reply_arrived(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = Hospital(make_site(private))
+    hospital.ask(instruct(private, 1))
+    hospital.ask(instruct(private, 2))
+    states = [charge.state for charge in ChargeFile(charges_path(hospital.folder)).charges()]
+    assert states == [State.SENT, State.RELEASING]
+    refused = hospital.ask(instruct(private, 1))
+    assert refused == Refusal(RefusalCode.ROUND_LOST, "north"), "its reply is not kept any more, and it is never computed again"
+
+
+def test_the_same_round_with_another_model_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = Hospital(make_site(private))
+    hospital.ask(instruct(private))
+    assert hospital.ask(instruct(private, shift=0.5)) == Refusal(RefusalCode.ROUND_CONFLICT, "north")
+    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 1
+
+
+def test_a_round_beyond_the_plan_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    assert Hospital(make_site(private)).ask(instruct(private, 4)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "north")
+
+
+def test_a_second_run_on_the_same_patients_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    """The first run's charges count: both together would spend more than the study's ε."""
+    hospital = Hospital(make_site(private))
+    for number in (1, 2, 3):
+        assert isinstance(hospital.ask(instruct(private, number)), Update)
+    assert hospital.ask(instruct(private, 1, run_id="run-2")) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "north")
+    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
+
+
+def test_a_study_without_privacy_needs_permission_by_id(make_site: Callable[..., Path], instruct: Instruct) -> None:
+    study = small()
+    hospital = Hospital(make_site(study, allow=False))
+    assert hospital.ask(instruct(study)) == Refusal(RefusalCode.STUDY_NOT_APPROVED, "north")
+    assert not charges_path(hospital.folder).exists()
+
+
+def test_a_run_without_privacy_is_on_record_as_unprotected(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    study = small()
+    hospital = Hospital(make_site(study))
+    hospital.ask(instruct(study))
+    assert ["NonPrivate" in charge.event_json for charge in ChargeFile(charges_path(hospital.folder)).charges()] == [True]
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "north")
+
+
+def test_too_few_patients(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = Hospital(make_site(private, patients=5))
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.NOT_READY, "north")
+    assert not charges_path(hospital.folder).exists(), "nothing was trained, so nothing is charged"
+
+
+def test_evaluation_stays_at_the_site(make_site: Callable[..., Path], instruct: Instruct) -> None:
+    study = small()
+    hospital = Hospital(make_site(study))
+    assert hospital.ask(instruct(study, 3, train=False, evaluate=True)) == Evaluated("run-1", 3, "north")
+    scores = SiteScores.read(evaluation_path(hospital.folder, 3))
+    assert len(scores.rows) == len(scores.labels) == len(scores.patients) == len(scores.scores) > 0
+    assert np.allclose(scores.scores, 0.5), "the head starts at zero"
+    assert isinstance(hospital.ask(instruct(study, 2, evaluate=True)), Update)
+    assert evaluation_path(hospital.folder, 1).exists(), "riding on round 2, it is the model after round 1"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"study": "{}"}, RefusalCode.STUDY_INVALID),
+        ({"protocol": 99}, RefusalCode.PROTOCOL_MISMATCH),
+        ({"round": "1"}, RefusalCode.PROTOCOL_MISMATCH),
+    ],
+)
+def test_a_message_that_does_not_fit(make_site: Callable[..., Path], instruct: Instruct, change: dict, code: RefusalCode) -> None:
+    study = small()
+    instruction = instruct(study)
+    records = instruction.to_records()
+    records["wardround"] = ConfigRecord({**records.config_records["wardround"], **change})
+    assert Hospital(make_site(study)).ask(instruction, records) == Refusal(code, "north")
+
+
+def test_a_model_of_another_shape_is_refused_before_it_costs_anything(make_site: Callable[..., Path], instruct: Instruct) -> None:
+    study = small()
+    instruction = instruct(study)
+    wrong = Instruction("run-1", study.canonical_json, 1, True, False, {"other": np.zeros(3, np.float32)})
+    hospital = Hospital(make_site(study))
+    assert hospital.ask(wrong) == Refusal(RefusalCode.PROTOCOL_MISMATCH, "north")
+    assert not charges_path(hospital.folder).exists()
+    assert isinstance(hospital.ask(instruction), Update)
+
+
+def test_the_cause_of_a_failure_stays_in_the_local_log(make_site: Callable[..., Path], instruct: Instruct) -> None:
+    study = small()
+    hospital = Hospital(make_site(study))
+    (hospital.folder / "rows.npy").write_bytes(b"junk of patient 42")
+    instruction = instruct(study)
+    assume_server_identity(1)
+    message = Message(instruction.to_records(), 1000, "train")
+    reply = create_app(lambda context: hospital.folder)(message, Context(1, 1000, {}, RecordDict(), {}))
+    assert dict(reply.content.config_records["wardround"]) == {"protocol": 1, "kind": "refusal", "code": "NOT_READY", "site": "north"}
+    assert set(reply.content) == {"wardround"}
+    assert "rows.npy" in log_path(hospital.folder).read_text() or "site.json" in log_path(hospital.folder).read_text()
+
+
+def test_a_damaged_reply_is_never_trained_again(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = Hospital(make_site(private))
+    hospital.ask(instruct(private))
+    (stored,) = (hospital.folder / "outbox").glob("*.reply")
+    stored.write_bytes(stored.read_bytes()[:-1])
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "north")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import StorageError
+from common.study import Study
+from server.averaging import moving_average
+from server.checkpoints import Checkpoints, ServerState
+from server.initial import initial_model
+from server.runs import RunStore
+from server.strategies.registry import STRATEGIES, make_strategy
+
+MODEL = {"w": np.array([1.0, 2.0], np.float32), "b": np.array(3.0, np.float32)}
+UPDATE = {"w": np.array([0.5, -1.0], np.float32), "b": np.array(1.0, np.float32)}
+
+
+def test_every_strategy_that_a_study_may_name_exists_and_moves_by_the_mean() -> None:
+    for name in STRATEGIES:
+        extra = {"proximal_mu": 0.1} if name == "fedprox" else {}
+        study = Study.model_validate({"name": "t", "privacy": "none", "federation": {"strategy": name, **extra}})
+        moved = make_strategy(study.federation).apply(MODEL, UPDATE)
+        assert moved["w"].tolist() == [1.5, 1.0]
+        assert (moved["b"].item(), moved["w"].dtype) == (4.0, np.float32)
+
+
+def test_the_average_is_warmed_up() -> None:
+    zero = {name: np.zeros_like(value) for name, value in MODEL.items()}
+    assert moving_average(zero, MODEL, 0.95, 1)["w"].tolist() == pytest.approx([9 / 11, 18 / 11])
+    assert moving_average(zero, MODEL, 0.95, 10_000)["w"].tolist() == pytest.approx([0.05, 0.1])
+    assert moving_average(zero, MODEL, 0.0, 5)["w"].tolist() == [1.0, 2.0]
+
+
+def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "study", "run")
+    assert checkpoints.latest() is None
+    for number in range(1, 5):
+        checkpoints.save(ServerState(number, MODEL, UPDATE))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-00003.safetensors", "round-00004.safetensors"]
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.round == 4
+    assert latest.model["w"].tolist() == [1.0, 2.0]
+    assert (latest.model["b"].shape, latest.average["b"].item()) == ((), 1.0)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", "study", "run")
+    checkpoints.save(ServerState(1, MODEL, MODEL))
+    (tmp_path / "c" / "round-00002.safetensors").mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        checkpoints.save(ServerState(2, MODEL, MODEL))
+    assert not list((tmp_path / "c").glob("*.part"))
+
+
+def test_the_run_store_repeats_a_round_without_doubling_it(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "rounds.sqlite")
+    for _ in range(2):
+        store.begin("study", "run", "{}")
+        outcomes = {"north": ("update", 1.0), "south": ("WORKER_LOST", 2.0)}
+        store.record_round("run", 1, seconds=2.5, update_norm=0.1, outcomes=outcomes)
+    with sqlite3.connect(tmp_path / "rounds.sqlite") as database:
+        assert database.execute("SELECT round, updates, seconds FROM rounds").fetchall() == [(1, 1, 2.5)]
+        assert database.execute("SELECT site, outcome FROM replies ORDER BY site").fetchall() == [
+            ("north", "update"),
+            ("south", "WORKER_LOST"),
+        ]
+        assert database.execute("SELECT count(*) FROM run").fetchone() == (1,)
+
+
+def test_the_initial_model_comes_from_the_study_and_its_seed_only() -> None:
+    study = Study.model_validate({"name": "t", "privacy": "none"})
+    first, second = initial_model(study), initial_model(study)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    other = initial_model(study.with_changes({"seed": 1}))
+    assert any(not np.array_equal(first[name], other[name]) for name in first)
