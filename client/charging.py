@@ -36,12 +36,12 @@ class ChargedRound:
     plan: PrivacyPlan | None
     book: ChargeBook
     outbox: Outbox
+    account: str
 
     @cached_property
     def key(self) -> ChargeKey:
-        """What the charge is for; the account is the training patients of the cohort."""
-        account = f"train-{self.site.cohort.digest[:32]}"
-        return ChargeKey(account, self.study.id, self.instruction.run_id, self.instruction.round, self.instruction.sha256)
+        """What the charge is for; the account is the training patients, not the cohort's name."""
+        return ChargeKey(self.account, self.study.id, self.instruction.run_id, self.instruction.round, self.instruction.sha256)
 
     def open(self) -> Update | None:
         """Charge the round before it trains. Returns the stored update if it was released before.

@@ -29,9 +29,10 @@ from common.study import Study, Training
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one site trains on. `patients` lists each training patient's rows in `dataset`."""
+    """What one site trains on. `patients` lists each training patient's rows in `dataset`; `account` names those patients' budget."""
 
     site: str
+    account: str
     dataset: Dataset
     patients: Sequence[IntArray]
     rows: RowSource

@@ -83,7 +83,7 @@ class StudyBench:
         """One round: check, charge, train, store, release. A round that was released before is sent again as it was."""
         data, trainer = self._training_data(site), self._trainer(site.nominal_patients)
         load_state(self._model, instruction.model)
-        charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox))
+        charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox), data.account)
         earlier = charged.open()
         if earlier is not None:
             return earlier
@@ -145,7 +145,8 @@ class StudyBench:
             raise RefusedError(
                 RefusalCode.NOT_READY, f"{len(patients)} training patients, the study asks for {self.study.data.min_patients}"
             )
-        return TrainingData(site.name, site.cohort.dataset, patients, self._row_source(site.cohort.dataset))
+        account = site.cohort.account(Split.TRAIN)
+        return TrainingData(site.name, account, site.cohort.dataset, patients, self._row_source(site.cohort.dataset))
 
     def _row_source(self, dataset: Dataset) -> RowSource:
         if self._model.feature_digest is None:

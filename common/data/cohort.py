@@ -73,6 +73,12 @@ class Cohort:
         parts = (self.dataset.digest.encode(), self.rows.tobytes(), self.split.tobytes())
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
+    def account(self, split: Split) -> str:
+        """Name of the privacy account of the patients in `split`: a digest of their ids, whatever the cohort is called or where it lies."""
+        numbers = np.unique(self.dataset.patients[self.rows_in(split)])
+        names = "\n".join(sorted(self.dataset.patient_ids[number] for number in numbers))
+        return f"{split.name.lower()}-{hashlib.sha256(names.encode()).hexdigest()}"
+
     def rows_in(self, split: Split) -> IntArray:
         """Rows of the data set that belong to `split`, in ascending order of cohort position."""
         rows: IntArray = self.rows[self.split == split]

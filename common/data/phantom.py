@@ -24,7 +24,7 @@ from common.data.phantom_anatomy import IMAGE_RANGES, LUNG_CENTRE_X, LUNG_CENTRE
 from common.data.sources import Column, RawTable
 from common.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it whenever a change of the code changes a pixel."""
 
 SEED = 20_240_229
@@ -33,7 +33,7 @@ PREVALENCE = 0.45
 SHOWN_WHEN_ILL = 0.85
 MOST_BLOBS = 3
 RADIUS = (0.13, 0.24)
-STRENGTH = (0.15, 0.38)
+STRENGTH = (0.30, 0.60)
 WAVE = (0.22, 0.30)
 _CHUNK_PIXELS = 1 << 18
 
