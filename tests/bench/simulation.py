@@ -32,7 +32,7 @@ LONG = {"federation.rounds": 15, "evaluation.every": 0}
 
 @dataclass(frozen=True)
 class Figure:
-    """One run's figures: `wall_seconds` from process start to the trained model, `training_seconds` from the first round's start."""
+    """One run's figures: `wall_seconds` until the model is trained, `training_seconds` from the first round's start."""
 
     wall_seconds: float
     training_seconds: float
