@@ -11,13 +11,14 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
 from pydantic import BaseModel, ConfigDict, Field
 
-from common.data.cohort import Cohort
+from common.data.cohort import Cohort, Dataset
 from common.data.store import open_dataset
 from common.errors import DataError, InputError
 from common.files import write_atomic
@@ -62,9 +63,7 @@ class Site:
             split = np.load(folder / facts.split, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot open the site's folder ({error}); write it anew") from error
-        return cls(
-            folder, facts.name, facts.nominal_patients, facts.unprotected_studies, Cohort(open_dataset(Path(facts.dataset)), rows, split)
-        )
+        return cls(folder, facts.name, facts.nominal_patients, facts.unprotected_studies, Cohort(_opened(facts.dataset), rows, split))
 
     @property
     def charges_path(self) -> Path:
@@ -75,6 +74,12 @@ class Site:
     def outbox(self) -> Path:
         """Finished replies, kept until the server has moved on."""
         return self.folder / "outbox"
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: str) -> Dataset:
+    """A data set, opened once for all the sites of a process that share it; it never changes on disk."""
+    return open_dataset(Path(folder))
 
 
 def charges_path(folder: Path) -> Path:
