@@ -76,7 +76,7 @@ class SiteApp:
 
     def _refuse(self, code: RefusalCode, folder: Path | None, error: Exception) -> RecordDict:
         log_failure(folder, code, error)
-        return Refusal(code, folder.name if folder else "").to_records()
+        return Refusal(code, "").to_records()
 
 
 def known_code(code: str) -> RefusalCode:
@@ -87,11 +87,19 @@ def known_code(code: str) -> RefusalCode:
 def log_failure(folder: Path | None, code: RefusalCode, error: Exception) -> None:
     """Write the cause of a refusal to the site's own log, or to the process's log when no site is known."""
     logger = logging.Logger("wardround.site")
-    handler = logging.FileHandler(log_path(folder)) if folder and folder.is_dir() else logging.StreamHandler()
+    handler = _log_handler(folder)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     logger.error("%s: %s", code.value, error, exc_info=error)
     handler.close()
+
+
+def _log_handler(folder: Path | None) -> logging.Handler:
+    """The site's own log file; the process's error output when there is none or it cannot be written."""
+    try:
+        return logging.FileHandler(log_path(folder)) if folder and folder.is_dir() else logging.StreamHandler()
+    except OSError:
+        return logging.StreamHandler()
 
 
 def create_app(site_source: SiteSource) -> ClientApp:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from common.events import cut_torn_line
+
 
 class RoundEntry(BaseModel):
     """One round of training. `epsilon` is an upper bound (RDP) of what is spent after it, None without privacy."""
@@ -26,7 +28,9 @@ class RoundEntry(BaseModel):
 
 
 def append_entry(path: Path, entry: RoundEntry) -> None:
-    """Add one line."""
+    """Add one line; what a crash left of an earlier one is removed first."""
+    if path.exists():
+        cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(entry.model_dump_json() + "\n")
 

@@ -61,6 +61,11 @@ class PrivateTrainer(Trainer):
         report = self._stepper.private_step(self._microbatches(data, drawn))
         return StepFacts(report.loss_sum, report.patient_count, report.non_finite_count)
 
+    @override
+    def close(self) -> None:
+        """Remove the engine's hooks from the model."""
+        self._stepper.close()
+
     def _microbatches(self, data: TrainingData, drawn: IntArray) -> Iterator[MicroBatch]:
         size = max(1, self.study.training.microbatch_rows // self._views)
         for first in range(0, len(drawn), size):

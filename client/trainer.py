@@ -93,6 +93,9 @@ class Trainer(ABC):
             facts.append(self.take_step(data, round_number, step))
         return self._result(facts)
 
+    def close(self) -> None:  # noqa: B027 (most trainers attach nothing)
+        """Detach everything from the model, so that another trainer can take it over."""
+
     @abstractmethod
     def take_step(self, data: TrainingData, round_number: int, step: int) -> StepFacts:
         """Pick patients, form the gradient, update the model."""

@@ -7,6 +7,7 @@ A cache and nothing more: every fact that matters is in the site's folder, so a 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from client.site import Site, evaluation_path, journal_path
 from client.trainer import LocalResult, Trainer, TrainingData
 from common.data.cohort import Dataset, Split
 from common.data.features import open_features
-from common.errors import RefusedError
+from common.errors import RefusedError, WardroundError
 from common.files import cache_folder
 from common.models.registry import build_model, load_state
 from common.privacy.accountant import epsilon_rdp, poisson_gaussian
@@ -84,16 +85,24 @@ class StudyBench:
         data, trainer = self._training_data(site), self._trainer(site.nominal_patients)
         load_state(self._model, instruction.model)
         charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox), data.account)
-        earlier = charged.open()
-        if earlier is not None:
-            return earlier
-        if instruction.evaluate:
-            self.evaluate(site, instruction)
+        with charged.lock():
+            earlier = charged.open()
+            return self._train_charged(charged, trainer, data) if earlier is None else earlier
+
+    def _train_charged(self, charged: ChargedRound, trainer: Trainer, data: TrainingData) -> Update:
+        """Train a round that is charged. Raises RefusedError TRAINING_FAILED for every cause of ours: causes are not told apart outside."""
+        site, instruction = charged.site, charged.instruction
         started = time.perf_counter()
-        result = trainer.train(data, instruction.model, instruction.round)
-        update = Update(instruction.run_id, instruction.round, site.name, result.delta)
-        charged.close(update)
-        append_entry(journal_path(site.folder), self._journal_entry(instruction, result, time.perf_counter() - started))
+        try:
+            if instruction.evaluate:
+                self.evaluate(site, instruction)
+            result = trainer.train(data, instruction.model, instruction.round)
+            update = Update(instruction.run_id, instruction.round, site.name, result.delta)
+            charged.close(update)
+        except WardroundError as error:
+            raise RefusedError(RefusalCode.TRAINING_FAILED, str(error)) from error
+        with suppress(OSError):  # a full disk must not cost an update that is released
+            append_entry(journal_path(site.folder), self._journal_entry(instruction, result, time.perf_counter() - started))
         return update
 
     def evaluate(self, site: Site, instruction: Instruction) -> None:
@@ -109,8 +118,11 @@ class StudyBench:
         return self._books[site.folder]
 
     def _trainer(self, nominal_patients: int) -> Trainer:
+        """The trainer for a nominal size; one at a time, because all share one model."""
         if nominal_patients not in self._trainers:
-            self._trainers[nominal_patients] = self._make_trainer(nominal_patients)
+            for trainer in self._trainers.values():
+                trainer.close()
+            self._trainers = {nominal_patients: self._make_trainer(nominal_patients)}
         return self._trainers[nominal_patients]
 
     def _make_trainer(self, nominal_patients: int) -> Trainer:

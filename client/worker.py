@@ -56,19 +56,20 @@ class Worker:
         if self._process is not None:
             return
         context = multiprocessing.get_context("forkserver")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._settings), daemon=True)
-        self._process.start()
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self._settings), daemon=True)
+        process.start()
         theirs.close()
+        self._pipe, self._process = ours, process
 
     def send(self, context: bytes, message: bytes) -> None:
         """Hand the process one message, with its node's context. Raises WorkerLost when the process is dead."""
-        self.start()
         try:
+            self.start()
             pipe, _ = self._running()
             pipe.send_bytes(context)
             pipe.send_bytes(message)
-        except OSError as error:
+        except (EOFError, OSError) as error:
             self._forget()
             raise WorkerLost from error
 

@@ -10,7 +10,11 @@ server then drops that site for the round, it never stops the run.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
+import re
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +31,7 @@ MAX_ARRAY_BYTES = 1 << 30
 MAX_STUDY_CHARACTERS = 1 << 20
 FACTS = "wardround"
 MODEL = "model"
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 FloatArray = npt.NDArray[np.float32]
 Arrays = Mapping[str, FloatArray]
@@ -138,15 +143,15 @@ def read_reply(records: RecordDict, *, run_id: str, round_number: int, shapes: S
     kind = _Reader.kind_of(records)
     reader = _Reader(records, kind)
     if kind == "refusal":
-        return Refusal(_known_code(reader.text("code")), reader.text("site"))
+        return Refusal(_known_code(reader.text("code")), reader.site(may_be_empty=True))
     if (reader.text("run_id"), reader.count("round")) != (run_id, round_number):
         raise ProtocolError(
             f"{kind}: belongs to run {reader.text('run_id')[:8]} round {reader.count('round')}, not to round {round_number}"
         )
     if kind == "evaluated":
-        return Evaluated(run_id, round_number, reader.text("site"))
+        return Evaluated(run_id, round_number, reader.site())
     if kind == "update":
-        return Update(run_id, round_number, reader.text("site"), reader.arrays(shapes))
+        return Update(run_id, round_number, reader.site(), reader.arrays(shapes))
     raise ProtocolError(f"reply: unknown kind {kind[:40]!r}; expected update, evaluated or refusal")
 
 
@@ -204,6 +209,13 @@ class _Reader:
     def text(self, key: str) -> str:
         return cast(str, self._fact(key, str))
 
+    def site(self, *, may_be_empty: bool = False) -> str:
+        """A site's name: it becomes part of file names and reports."""
+        name = self.text("site")
+        if not (SITE_NAME.fullmatch(name) or (may_be_empty and not name)):
+            raise ProtocolError(f"{self._kind}: {name[:80]!r} is not a site's name (letters, digits, . _ -, at most 63)")
+        return name
+
     def flag(self, key: str) -> bool:
         return cast(bool, self._fact(key, bool))
 
@@ -241,11 +253,22 @@ def _size_problems(record: ArrayRecord) -> list[str]:
 
 
 def _read_array(name: str, array: Array) -> npt.NDArray[np.generic]:
-    """Decode one tensor (the .npy format without pickle)."""
+    """Decode one tensor from the .npy format, version 1. The header is checked against the bytes before anything is allocated.
+
+    The result is a read-only view of the message.
+    """
+    if array.stype != "numpy.ndarray":
+        raise ProtocolError(f"tensor {name[:80]} cannot be decoded (format {array.stype[:40]!r})")
+    buffer = io.BytesIO(array.data)
     try:
-        return cast(npt.NDArray[np.generic], array.numpy())
-    except (ValueError, TypeError, EOFError, SyntaxError) as error:
+        version = np.lib.format.read_magic(buffer)
+        shape, column_order, dtype = np.lib.format.read_array_header_1_0(buffer)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise ProtocolError(f"tensor {name[:80]} cannot be decoded ({type(error).__name__})") from error
+    size_bytes = math.prod(shape) * dtype.itemsize
+    if version != (1, 0) or column_order or dtype.hasobject or size_bytes != len(array.data) - buffer.tell():
+        raise ProtocolError(f"tensor {name[:80]} cannot be decoded (its header does not fit its bytes)")
+    return np.frombuffer(array.data, dtype, offset=buffer.tell()).reshape(shape)
 
 
 def _value_problem(name: str, array: npt.NDArray[np.generic], shapes: Shapes | None) -> str | None:

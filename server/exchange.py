@@ -21,10 +21,11 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Node:
-    """A site's connection as Flower knows it."""
+    """A site's connection as Flower knows it. On Ray nodes have no names; there a site's own word has to do."""
 
     node_id: int
     site: str
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ def wait_for_nodes(grid: Grid, expected: int, minimum: int, timeout_seconds: flo
     """All nodes once `expected` are online, or those that are there at the end of the time. Raises FederationError below `minimum`."""
     deadline = time.monotonic() + timeout_seconds
     while True:
-        nodes = sorted((Node(info.node_id, info.name or f"node-{info.node_id}") for info in grid.get_nodes()), key=lambda node: node.site)
+        nodes = sorted(
+            (Node(info.node_id, info.name or f"node-{info.node_id}", bool(info.name)) for info in grid.get_nodes()),
+            key=lambda node: node.site,
+        )
         if len(nodes) >= expected or time.monotonic() >= deadline:
             break
         time.sleep(POLL_SECONDS)
@@ -86,4 +90,6 @@ def _check(node: Node, message: Message, instruction: Instruction, seconds: floa
         reply = read_reply(message.content, run_id=instruction.run_id, round_number=instruction.round, shapes=shapes_of(instruction.model))
     except ProtocolError as error:
         return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, str(error))
+    if node.named and reply.site not in ("", node.site):
+        return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, f"it calls itself {reply.site}")
     return Answer(reply.site or node.site, reply, seconds)

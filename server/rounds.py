@@ -75,7 +75,8 @@ class RoundLoop:
     def _take(self, answer: Answer, aggregate: Aggregate, round_number: int) -> None:
         """Count one answer in; a bad one drops that site for the round, never the run."""
         code = self._add(answer, aggregate)
-        aggregate.outcomes[answer.site] = ("update" if code is None else code.value, answer.seconds)
+        name = answer.site if answer.site not in aggregate.outcomes else f"{answer.site} (again)"
+        aggregate.outcomes[name] = ("update" if code is None else code.value, answer.seconds)
         if code is None:
             self.events.emit("site_replied", round=round_number, site=answer.site, seconds=answer.seconds)
         else:

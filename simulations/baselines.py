@@ -8,7 +8,7 @@ in the same kind of worker and is asked by the same kind of message; one message
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,11 @@ def write_baselines(layout: RunLayout, study: Study, dataset_folder: Path, cohor
     write_table(layout.baseline_table, folders)
 
 
-def run_baselines(layout: RunLayout, study: Study, initial: Arrays, settings: WorkerSettings, workers: int) -> Iterator[Reply]:
-    """Train those baselines that have no scores yet; yields each one's answer as it is done: `Evaluated`, or a `Refusal`."""
-    names = [POOLED, *(folder.name for folder in sorted(layout.folder.glob("sites/*")))]
+def run_baselines(
+    layout: RunLayout, study: Study, sites: Sequence[str], initial: Arrays, settings: WorkerSettings, workers: int
+) -> Iterator[Reply]:
+    """Train those baselines that have no scores yet; yields each one's answer as it is done. `sites` in the order of the table."""
+    names = [POOLED, *sites]
     with InProcessGrid(names, settings, workers) as grid:
         instruction = Instruction("baseline", study.canonical_json, 1, train=True, evaluate=True, model=initial)
         waiting = {FIRST_NODE_ID + number for number, name in enumerate(names) if not scores_path(layout, study, name).exists()}

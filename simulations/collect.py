@@ -18,6 +18,7 @@ from client.journal import RoundEntry, read_entries
 from client.scores import SiteScores
 from client.site import evaluation_path, journal_path
 from common.data.cohort import Cohort, Dataset, Split
+from common.errors import FederationError
 from common.events import Event, read_events
 from common.metrics import Metrics, metrics_of
 from simulations import baselines
@@ -64,6 +65,17 @@ def collect(prepared: Prepared) -> RunResult:
 
 
 def _notes(prepared: Prepared) -> list[str]:
+    notes = [f"The step's public divisor is the sampling rate times a nominal size of {prepared.request.nominal_patients} patients."]
+    if prepared.study.is_private:
+        notes.append("The simulation takes the mean number of training patients as nominal size; a hospital sets a number of its own.")
+    rounds = prepared.study.federation.rounds
+    silent = [name for name in prepared.cohorts if not evaluation_path(prepared.layout.site(name), rounds).exists()]
+    if silent:
+        notes.append(f"The federated model was not scored at {', '.join(silent)}: its figures are of the other sites' patients.")
+    return notes + _baseline_notes(prepared)
+
+
+def _baseline_notes(prepared: Prepared) -> list[str]:
     if not prepared.request.baselines:
         return ["No baselines were trained."]
     protection = "with the same privacy for their own patients" if prepared.study.is_private else "without privacy, like the federation"
@@ -95,7 +107,10 @@ def _journal(folder: Path, run_id: str) -> list[RoundEntry]:
 def _federated(prepared: Prepared) -> ModelResult:
     rounds = prepared.study.federation.rounds
     paths = [evaluation_path(prepared.layout.site(name), rounds) for name in prepared.cohorts]
-    return _model_result(prepared, _joined([SiteScores.read(path) for path in paths if path.exists()]))
+    parts = [SiteScores.read(path) for path in paths if path.exists()]
+    if not parts:
+        raise FederationError("no site scored the final model; the sites' logs say why; put it right and resume")
+    return _model_result(prepared, _joined(parts))
 
 
 def _baseline(prepared: Prepared, name: str) -> ModelResult | None:

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -147,7 +148,8 @@ class _Feeder:
         self._queue.put(message)
 
     def _feed(self) -> None:
-        self.worker.start()
+        with suppress(EOFError, OSError):  # only to save time: the first message starts it again and reports a failure
+            self.worker.start()
         request = self._next()
         while request is not None and not self._stopping.is_set():
             request = self._exchange(request)
@@ -161,6 +163,8 @@ class _Feeder:
     def _exchange(self, request: _Request) -> _Request | None:
         """Let the worker answer one message; returns the next one."""
         following, has_following = None, False
+        if expired(request.message):
+            return self._next()
         try:
             self.worker.send(self._grid.context_of(request.message), request.content)
             if not self._queue.empty():
@@ -175,9 +179,14 @@ class _Feeder:
         self._stopping.set()
         self._queue.put(None)
         self._thread.join(STOP_GRACE_SECONDS)
-        if self._thread.is_alive():
+        while self._thread.is_alive():
             self.worker.kill()
-            self._thread.join()
+            self._thread.join(STOP_GRACE_SECONDS)
+
+
+def expired(message: Message) -> bool:
+    """Whether nobody waits for the answer to a message any more; it must then not be worked on, because training costs privacy."""
+    return time.time() > message.metadata.created_at + message.metadata.ttl
 
 
 def _context(node: int) -> Context:

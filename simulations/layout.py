@@ -72,9 +72,13 @@ class RunLayout:
     def read_study(self) -> Study:
         """The study of this run. Raises InputError when the folder is not a run directory."""
         try:
+            if not self.request.exists():
+                raise FileNotFoundError("no request.json: it stopped before its data was ready, or is another folder")
             return Study.model_validate_json(self.study.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder}: not a run directory ({error}); give the folder that `wardround-sim run` named") from error
+            raise InputError(
+                f"{self.folder}: not a run directory ({error}); start it again, or give the folder that `wardround-sim run` named"
+            ) from error
 
     def write_study(self, study: Study) -> None:
         """Write the study."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,10 @@ class EventFollower:
                 self._hand_on(parse_event(line.decode()))
 
     def _hand_on(self, event: Event) -> None:
-        enriched = enrich(self._layout, event)
+        with suppress(OSError, ValueError):  # a site's file may be half written at this moment; the event itself is never lost
+            event = enrich(self._layout, event)
         for listener in self._listeners:
-            listener(enriched)
+            listener(event)
 
 
 def enrich(layout: RunLayout, event: Event) -> Event:

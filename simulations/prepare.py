@@ -22,6 +22,7 @@ from common.errors import DataError
 from common.files import cache_folder, write_atomic
 from common.study import Study
 from server.app import RunFile
+from simulations.baselines import POOLED
 from simulations.layout import RunLayout, write_table
 from simulations.options import RunOptions
 from simulations.partition import Partition, cohort_for, default_partition, parse_partition
@@ -134,6 +135,8 @@ def _cohorts(study: Study, dataset: Dataset, options: RunOptions) -> dict[str, C
     problems = [text for name, cohort in cohorts.items() for text in cohort_problems(cohort, study.data, name)]
     if len(cohorts) < study.federation.min_sites:
         problems.append(f"{len(cohorts)} sites, but federation.min_sites is {study.federation.min_sites}; give --sites or lower it")
+    if POOLED in cohorts:
+        problems.append(f"a site cannot be called {POOLED}: that is the baseline with all data in one place; rename it in the data")
     if problems:
         raise DataError(problems)
     return cohorts

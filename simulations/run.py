@@ -6,6 +6,7 @@ The researcher owns everything here: many hospitals' folders, the server's home,
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -19,7 +20,7 @@ from client.worker import WorkerSettings
 from common import child
 from common.errors import FederationError, RunInterrupted, StorageError
 from common.events import EventLog, Listener
-from common.files import CACHE_VARIABLE, cache_folder
+from common.files import CACHE_VARIABLE, cache_folder, write_atomic
 from common.protocol import Refusal
 from common.study import PatientPrivacy
 from server.app import HOME_VARIABLE, STUDY_KEY
@@ -35,6 +36,7 @@ from simulations.prepare import Prepared, ensure_features, prepare, reopen
 from simulations.report import write_comparison, write_report
 from simulations.results import RunResult
 
+SEEDS_FILE = "seeds.json"
 CLIENT_APP = "client.app:app"
 WORKER_MODULES = ("client.workbench", "client.app", "common.models.cnn", "torch._dynamo")  # the first optimiser loads torch._dynamo
 PRIVATE_WORKER_MODULES = ("client.private_trainer", "dp_accounting.pld", "dp_accounting.rdp")
@@ -46,6 +48,8 @@ def run_study(options: RunOptions, listeners: Sequence[Listener]) -> list[RunOut
     seeds = options.seeds or (options.study.seed,)
     folders = [options.out / f"seed-{seed}" for seed in seeds] if len(seeds) > 1 else [options.out]
     with ExitStack() as claims:
+        if len(seeds) > 1:
+            write_atomic(options.out / SEEDS_FILE, json.dumps(list(seeds)))
         for folder, seed in zip(folders, seeds, strict=True):
             claims.enter_context(RunLayout(folder).claimed())
             prepare(options.study.with_changes({"seed": seed}), options, RunLayout(folder))
@@ -54,7 +58,8 @@ def run_study(options: RunOptions, listeners: Sequence[Listener]) -> list[RunOut
 
 def resume_study(run_dir: Path, listeners: Sequence[Listener]) -> list[RunOutcome]:
     """Continue a run, or the runs of several seeds, from where they stopped; what is complete is left alone."""
-    folders = sorted(path.parent for path in run_dir.glob("seed-*/request.json")) or [run_dir]
+    seeds = run_dir / SEEDS_FILE
+    folders = [run_dir / f"seed-{seed}" for seed in json.loads(seeds.read_text())] if seeds.exists() else [run_dir]
     with ExitStack() as claims:
         for folder in folders:
             _preload(RunLayout(folder).read_study().is_private)
@@ -151,7 +156,7 @@ def _train_baselines(prepared: Prepared, events: EventLog) -> None:
     total = len(prepared.cohorts) + 1
     events.emit("phase_started", phase="baselines", label="pooled and each site alone", total=total)
     settings = WorkerSettings(baselines.APP, _environment(prepared, layout.baseline_table))
-    replies = baselines.run_baselines(layout, study, initial_model(study), settings, request.workers)
+    replies = baselines.run_baselines(layout, study, list(prepared.cohorts), initial_model(study), settings, request.workers)
     for done, reply in enumerate(replies, start=1):
         events.emit("progress", phase="baselines", done=done, total=total, baseline=reply.site)
         if isinstance(reply, Refusal):

@@ -50,9 +50,9 @@ class ChargeKey:
             raise InputError(problems)
 
     @property
-    def slot(self) -> tuple[str, str, str, int]:
-        """The key without the message: there is one message for each of these."""
-        return (self.account, self.study_id, self.run_id, self.round)
+    def slot(self) -> tuple[str, str, int]:
+        """What there is one message and one account for: a round of a run, also when the cohort has changed in between."""
+        return (self.study_id, self.run_id, self.round)
 
 
 class Standing(StrEnum):
@@ -121,9 +121,12 @@ class ChargeBook(ABC):
         """The history for the accountant: the events of all charges that are not settled."""
         return _events(charge for charge in self.charges())
 
-    def spent_outside(self, study_id: str, run_id: str) -> list[DpEvent]:
-        """The same without the charges of one run of one study."""
-        return _events(charge for charge in self.charges() if charge.key.slot[1:3] != (study_id, run_id))
+    def spent_outside(self, account: str, study_id: str, run_id: str) -> list[DpEvent]:
+        """The same without the charges of one run of one study to one account.
+
+        What the same run charged to other patients stays in: the two accounts may share patients, so it counts in full.
+        """
+        return _events(charge for charge in self.charges() if (charge.key.account, *charge.key.slot[:2]) != (account, study_id, run_id))
 
 
 def _events(charges: Iterable[Charge]) -> list[DpEvent]:
@@ -137,7 +140,7 @@ class ChargeFold:
 
     def __init__(self) -> None:
         self._charges: dict[ChargeKey, Charge] = {}
-        self._keys: dict[tuple[str, str, str, int], ChargeKey] = {}
+        self._keys: dict[tuple[str, str, int], ChargeKey] = {}
 
     @property
     def charges(self) -> list[Charge]:
@@ -150,7 +153,9 @@ class ChargeFold:
         if known is None:
             return Standing.NEW
         if known != key:
-            raise RefusedError(ROUND_CONFLICT, f"round {key.round} of run {key.run_id} was asked for before with another message")
+            raise RefusedError(
+                ROUND_CONFLICT, f"round {key.round} of run {key.run_id} was asked for before with another message or for other patients"
+            )
         charge = self._charges[key]
         if charge.state is State.SETTLED:
             return Standing.NEW

@@ -55,6 +55,7 @@ class ChargeFile(ChargeBook):
                 self._fresh.add(key)
             else:
                 self._fresh.discard(key)
+                os.fsync(file)  # the row may have been written by a process that died before its own fsync
         return standing
 
     def releasing(self, key: ChargeKey, reply_sha256: str) -> None:
@@ -128,9 +129,17 @@ class ChargeFile(ChargeBook):
         line = _line({"row": self._rows, "previous": self._head, "charge": charge_to_plain(charge)})
         if os.write(file, line) != len(line):
             raise StorageError(f"cannot write {self._path}: the disk took only part of a row; free some space and try again")
-        os.fsync(file)
+        self._sync_row(file)
         self._fold.apply(charge)
         self._advance(line)
+
+    def _sync_row(self, file: int) -> None:
+        """Make the row durable, or take it back: a row that may be lost is never counted as written."""
+        try:
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, self._size_bytes)
+            raise
 
     def _advance(self, line: bytes) -> None:
         self._rows += 1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The app as the server meets it: a message in, one reply out, whatever happens at the site."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from safetensors.numpy import save
 
 from client.app import create_app
 from client.journal import read_entries
 from client.scores import SiteScores
 from client.site import charges_path, evaluation_path, journal_path, log_path
 from common.flower_compat.identity import assume_server_identity
-from common.privacy.charges import ChargeFile, State
+from common.privacy.charges import ChargeFile, Outbox, State
 from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Reply, Update, read_reply, shapes_of
 from common.study import Study
 from tests.support.studies import PRIVATE, small
@@ -83,25 +85,73 @@ def test_a_private_round_never_repeats_at_another_time(make_site: Callable[..., 
     assert not same(first, Hospital(make_site(private, "north")).ask(instruct(private)))
 
 
-def test_a_later_round_shows_that_the_earlier_reply_arrived(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+def test_the_server_may_go_back_by_one_round_and_not_further(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
     hospital = Hospital(make_site(private))
-    hospital.ask(instruct(private, 1))
-    hospital.ask(instruct(private, 2))
-    states = [charge.state for charge in ChargeFile(charges_path(hospital.folder)).charges()]
-    assert states == [State.SENT, State.RELEASING]
-    refused = hospital.ask(instruct(private, 1))
-    assert refused == Refusal(RefusalCode.ROUND_LOST, "north"), "its reply is not kept any more, and it is never computed again"
+    first, second = hospital.ask(instruct(private, 1)), hospital.ask(instruct(private, 2))
+    assert same(first, hospital.ask(instruct(private, 1)))
+    assert isinstance(hospital.ask(instruct(private, 3)), Update)
+    assert same(second, hospital.ask(instruct(private, 2)))
+    assert hospital.ask(instruct(private, 1)) == Refusal(RefusalCode.ROUND_LOST, ""), "not kept any more, and never computed again"
+    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
+
+
+def test_a_reply_that_another_process_stored_is_never_sent_under_this_charge(
+    make_site: Callable[..., Path], instruct: Instruct, private: Study
+) -> None:
+    """Two updates with different noise must not leave under one charge, whoever wrote the outbox last."""
+    hospital = Hospital(make_site(private))
+    hospital.ask(instruct(private))
+    (charge,) = ChargeFile(charges_path(hospital.folder)).charges()
+    Outbox(hospital.folder / "outbox").store(charge.key, save({"head.weight": np.zeros(1, np.float32)}))
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "")
+
+
+def test_a_changed_cohort_does_not_open_a_fresh_budget(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = Hospital(make_site(private))
+    for number in (1, 2, 3):
+        hospital.ask(instruct(private, number))
+    hospital = Hospital(make_site(private, patients=79))
+    assert hospital.ask(instruct(private, 1)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
+    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
+
+
+def test_two_nominal_sizes_in_one_process(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    north, south = make_site(private, "north"), make_site(private, "south")
+    facts = json.loads((south / "site.json").read_text())
+    (south / "site.json").write_text(json.dumps({**facts, "nominal_patients": 30}))
+    hospital = Hospital(north)
+    assert isinstance(hospital.ask(instruct(private, 1)), Update)
+    hospital.folder = south
+    assert isinstance(hospital.ask(instruct(private, 1)), Update)
+    hospital.folder = north
+    assert isinstance(hospital.ask(instruct(private, 2)), Update)
+
+
+def test_every_cause_in_training_leaves_as_one_code_and_stays_charged(
+    make_site: Callable[..., Path], instruct: Instruct, private: Study
+) -> None:
+    hospital = Hospital(make_site(private))
+    (hospital.folder / "outbox").write_text("a file where the folder should be")
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.TRAINING_FAILED, "")
+    (charge,) = ChargeFile(charges_path(hospital.folder)).charges()
+    assert charge.state is State.RESERVED
+
+
+def test_a_full_disk_at_the_journal_does_not_cost_the_update(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = Hospital(make_site(private))
+    journal_path(hospital.folder).mkdir()
+    assert isinstance(hospital.ask(instruct(private)), Update)
 
 
 def test_the_same_round_with_another_model_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
     hospital = Hospital(make_site(private))
     hospital.ask(instruct(private))
-    assert hospital.ask(instruct(private, shift=0.5)) == Refusal(RefusalCode.ROUND_CONFLICT, "north")
+    assert hospital.ask(instruct(private, shift=0.5)) == Refusal(RefusalCode.ROUND_CONFLICT, "")
     assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 1
 
 
 def test_a_round_beyond_the_plan_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
-    assert Hospital(make_site(private)).ask(instruct(private, 4)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "north")
+    assert Hospital(make_site(private)).ask(instruct(private, 4)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
 
 
 def test_a_second_run_on_the_same_patients_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
@@ -109,14 +159,14 @@ def test_a_second_run_on_the_same_patients_is_refused(make_site: Callable[..., P
     hospital = Hospital(make_site(private))
     for number in (1, 2, 3):
         assert isinstance(hospital.ask(instruct(private, number)), Update)
-    assert hospital.ask(instruct(private, 1, run_id="run-2")) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "north")
+    assert hospital.ask(instruct(private, 1, run_id="run-2")) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
     assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
 
 
 def test_a_study_without_privacy_needs_permission_by_id(make_site: Callable[..., Path], instruct: Instruct) -> None:
     study = small()
     hospital = Hospital(make_site(study, allow=False))
-    assert hospital.ask(instruct(study)) == Refusal(RefusalCode.STUDY_NOT_APPROVED, "north")
+    assert hospital.ask(instruct(study)) == Refusal(RefusalCode.STUDY_NOT_APPROVED, "")
     assert not charges_path(hospital.folder).exists()
 
 
@@ -125,12 +175,12 @@ def test_a_run_without_privacy_is_on_record_as_unprotected(make_site: Callable[.
     hospital = Hospital(make_site(study))
     hospital.ask(instruct(study))
     assert ["NonPrivate" in charge.event_json for charge in ChargeFile(charges_path(hospital.folder)).charges()] == [True]
-    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "north")
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
 
 
 def test_too_few_patients(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
     hospital = Hospital(make_site(private, patients=5))
-    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.NOT_READY, "north")
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.NOT_READY, "")
     assert not charges_path(hospital.folder).exists(), "nothing was trained, so nothing is charged"
 
 
@@ -158,7 +208,7 @@ def test_a_message_that_does_not_fit(make_site: Callable[..., Path], instruct: I
     instruction = instruct(study)
     records = instruction.to_records()
     records["wardround"] = ConfigRecord({**records.config_records["wardround"], **change})
-    assert Hospital(make_site(study)).ask(instruction, records) == Refusal(code, "north")
+    assert Hospital(make_site(study)).ask(instruction, records) == Refusal(code, "")
 
 
 def test_a_model_of_another_shape_is_refused_before_it_costs_anything(make_site: Callable[..., Path], instruct: Instruct) -> None:
@@ -166,7 +216,7 @@ def test_a_model_of_another_shape_is_refused_before_it_costs_anything(make_site:
     instruction = instruct(study)
     wrong = Instruction("run-1", study.canonical_json, 1, True, False, {"other": np.zeros(3, np.float32)})
     hospital = Hospital(make_site(study))
-    assert hospital.ask(wrong) == Refusal(RefusalCode.PROTOCOL_MISMATCH, "north")
+    assert hospital.ask(wrong) == Refusal(RefusalCode.PROTOCOL_MISMATCH, "")
     assert not charges_path(hospital.folder).exists()
     assert isinstance(hospital.ask(instruction), Update)
 
@@ -179,7 +229,7 @@ def test_the_cause_of_a_failure_stays_in_the_local_log(make_site: Callable[..., 
     assume_server_identity(1)
     message = Message(instruction.to_records(), 1000, "train")
     reply = create_app(lambda context: hospital.folder)(message, Context(1, 1000, {}, RecordDict(), {}))
-    assert dict(reply.content.config_records["wardround"]) == {"protocol": 1, "kind": "refusal", "code": "NOT_READY", "site": "north"}
+    assert dict(reply.content.config_records["wardround"]) == {"protocol": 1, "kind": "refusal", "code": "NOT_READY", "site": ""}
     assert set(reply.content) == {"wardround"}
     assert "rows.npy" in log_path(hospital.folder).read_text() or "site.json" in log_path(hospital.folder).read_text()
 
@@ -189,4 +239,4 @@ def test_a_damaged_reply_is_never_trained_again(make_site: Callable[..., Path], 
     hospital.ask(instruct(private))
     (stored,) = (hospital.folder / "outbox").glob("*.reply")
     stored.write_bytes(stored.read_bytes()[:-1])
-    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "north")
+    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "")

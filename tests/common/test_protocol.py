@@ -89,6 +89,16 @@ def packed(**tensors: np.ndarray) -> dict[str, Array]:
     return {name: Array(value) for name, value in tensors.items()}
 
 
+def lying(array: np.ndarray, shape: str) -> Array:
+    """A tensor whose header claims another shape."""
+    honest = Array(array).data
+    start, end = honest.index(b"(", honest.index(b"'shape'")), honest.index(b")") + 1
+    claim = shape.encode()
+    padded = honest[:start] + claim + honest[end:]
+    length = int.from_bytes(honest[8:10], "little") + len(claim) - (end - start)
+    return Array("float32", array.shape, "numpy.ndarray", padded[:8] + length.to_bytes(2, "little") + padded[10:])
+
+
 BAD_REPLIES: dict[str, Callable[[], RecordDict]] = {
     "no record 'wardround'": lambda: RecordDict({}),
     "speaks protocol 99": lambda: with_facts(protocol=99),
@@ -104,7 +114,10 @@ BAD_REPLIES: dict[str, Callable[[], RecordDict]] = {
     "tensor w is float64, expected float32": lambda: with_model(packed(b=MODEL["b"], w=MODEL["w"].astype(np.float64))),
     "tensor w has values that are not finite": lambda: with_model(packed(b=MODEL["b"], w=MODEL["w"] / np.float32(0.0))),
     "tensor w cannot be decoded": lambda: with_model({**packed(b=MODEL["b"]), "w": Array("float32", (2, 3), "numpy.ndarray", b"junk")}),
-    "tensor w cannot be decoded .TypeError": lambda: with_model({**packed(b=MODEL["b"]), "w": Array("float32", (2, 3), "pickle", b"")}),
+    "tensor w cannot be decoded .format": lambda: with_model({**packed(b=MODEL["b"]), "w": Array("float32", (2, 3), "pickle", b"")}),
+    "not a site's name": lambda: with_facts(site="../../etc"),
+    "its header does not fit its bytes": lambda: with_model({**packed(b=MODEL["b"]), "w": lying(MODEL["w"], "(10000000000000,)")}),
+    "tensor w cannot be decoded .TokenError": lambda: with_model({**packed(b=MODEL["b"]), "w": lying(MODEL["w"], "(")}),
     "unknown code": lambda: RecordDict({"wardround": ConfigRecord({"protocol": 1, "kind": "refusal", "code": "NO", "site": "s"})}),
 }
 

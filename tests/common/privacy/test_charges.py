@@ -127,8 +127,8 @@ def test_what_is_spent_goes_to_the_accountant(book: ChargeFile) -> None:
     for number in range(10):
         book.reserve(key(number, run="run a"), event, 10)
     assert epsilon_pld(book.spent(), 1e-5) == pytest.approx(3.0, abs=0.01)
-    assert book.spent_outside("study", "run a") == []
-    assert len(book.spent_outside("study", "run b")) == 10
+    assert book.spent_outside(key().account, "study", "run a") == []
+    assert len(book.spent_outside(key().account, "study", "run b")) == 10
     book.reserve(key(0, run="run b"), UNPROTECTED_JSON, 1)
     assert epsilon_pld(book.spent(), 1e-5) == math.inf
 
