@@ -8,8 +8,10 @@ the cause goes to the site's own log.
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
+import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,21 +87,16 @@ def known_code(code: str) -> RefusalCode:
 
 
 def log_failure(folder: Path | None, code: RefusalCode, error: Exception) -> None:
-    """Write the cause of a refusal to the site's own log, or to the process's log when no site is known."""
-    logger = logging.Logger("wardround.site")
-    handler = _log_handler(folder)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
-    logger.error("%s: %s", code.value, error, exc_info=error)
-    handler.close()
-
-
-def _log_handler(folder: Path | None) -> logging.Handler:
-    """The site's own log file; the process's error output when there is none or it cannot be written."""
+    """Write the cause of a refusal to the site's own log; to the process's error output when there is none or its disk is full."""
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {code.value}: {''.join(traceback.format_exception(error))}"
     try:
-        return logging.FileHandler(log_path(folder)) if folder and folder.is_dir() else logging.StreamHandler()
+        if folder is not None and folder.is_dir():
+            with log_path(folder).open("a", encoding="utf-8") as file:
+                file.write(text)
+            return
     except OSError:
-        return logging.StreamHandler()
+        pass
+    sys.stderr.write(text)
 
 
 def create_app(site_source: SiteSource) -> ClientApp:

@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from common.errors import StudyError
-from common.study import Study
+from common.study import SHA256, SLUG, Study
 from common.study_fields import StudyField, study_fields
 from common.study_yaml import Document, KeyPath, Problem, dotted, read_yaml
 
 MAX_STUDY_BYTES = 1_000_000
+_PATTERN_WORDS = {SLUG: "small letters, digits and hyphens, such as my-study", SHA256: "64 hexadecimal digits"}
 _KEYED_TEXT = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): (.*)$")
 
 
@@ -123,6 +124,10 @@ def _explain(details: ErrorDetails, path: KeyPath, fields: dict[str, StudyField]
         yield path, f"{details['msg'].lower()}; remove it or correct it"
     elif kind == "literal_error":
         yield path, _wrong_choice(value, field)
+    elif kind == "string_pattern_mismatch":
+        yield path, f"must be {_PATTERN_WORDS.get(details['ctx']['pattern'], field.expected)}; is {_shown(value)}"
+    elif kind == "finite_number" or (field.type_words == "a number" and _is_not_finite(value)):
+        yield path, f"must be a finite number, is {_shown(value)}; write {field.expected}"
     else:
         yield path, _wrong_value(value, field, is_entry=dotted(path) != field.key)
 
@@ -158,9 +163,14 @@ def _wrong_choice(value: Any, field: StudyField) -> str:
     return f"must be {field.expected}, is {_shown(value)}" + (f"; did you mean {near[0]}?" if near else "; choose one of these")
 
 
+def _is_not_finite(value: Any) -> bool:
+    """Whether `value` is the text of no number or of infinity, such as `.nan`: YAML has words for these, a study has not."""
+    return isinstance(value, str) and value.lower().lstrip("+-.") in ("nan", "inf", "infinity")
+
+
 def _wrong_value(value: Any, field: StudyField, is_entry: bool) -> str:
     if value is None:
-        return f"is empty; write {field.expected}, or remove the line"
+        return f"is empty; write {field.expected}" + ("" if field.required else ", or remove the line")
     if isinstance(value, str) and "number" in field.type_words:
         return f"must be {field.expected}, is {_shown(value)}; write the number without quotes or units"
     here = "this entry is" if is_entry else "is"

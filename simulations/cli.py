@@ -229,7 +229,7 @@ def _interruptible(work: Callable[[Listener], list[RunOutcome]], folder: Path) -
         with _kill_is_interrupt(), show_progress() as listener:
             return work(listener)
     except KeyboardInterrupt as error:
-        if not folder.exists():
+        if not any((folder / name).exists() for name in ("request.json", "seeds.json")):
             raise RunInterrupted("interrupted before the run began; start it again") from error
         raise RunInterrupted(f"interrupted; continue with: {shlex.join([NAME, 'run', '--resume', str(folder)])}") from error
 

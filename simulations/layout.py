@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from common.errors import InputError
+from common.errors import InputError, StorageError
 from common.files import write_atomic
 from common.study import Study
 
@@ -86,14 +88,27 @@ class RunLayout:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises InputError when another process runs in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as file:
+        """Hold the folder for this process; at the end it is removed again if the run in it was never ready to start.
+
+        Raises InputError when another process runs in it, StorageError when it cannot be made.
+        """
+        with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"{self.folder}: another process runs in this folder; wait for it or choose another --out") from error
-            yield
+            try:
+                yield
+            finally:
+                if not self.request.exists():
+                    shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lock_file(self) -> IO[str]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return (self.folder / ".lock").open("a")
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from error
 
 
 def write_table(path: Path, folders: Sequence[Path]) -> None:

@@ -29,6 +29,9 @@ LEAST_PATIENTS = 16
 
 _SEED_TAG = 0x5749_5445
 _LONGEST_NAME = 63
+_MOST_NUMBERS = 50
+"""A column with more different numbers than this is a measurement (age), not a site."""
+
 _KINDS = ("iid", "dirichlet:A", "quantity:A", "column:NAME")
 
 
@@ -82,7 +85,10 @@ class Partition:
         """Patients of each value, in the order of the sorted values."""
         values, of_row = np.unique(_column(dataset, self.column), return_inverse=True)
         if sites is not None and sites != len(values):
-            raise InputError(f"--sites {sites}: column {self.column!r} has {len(values)} values, and each is a site; leave out --sites")
+            raise InputError(
+                f"--sites {sites}: column {self.column!r} has {len(values)} values, and each is a site; leave out --sites, "
+                "or add --partition iid"
+            )
         pairs = np.unique(np.stack([dataset.patients, of_row]), axis=1)
         torn = len(pairs[0]) - len(np.unique(pairs[0]))
         if torn:
@@ -180,10 +186,22 @@ def _filled_up(groups: list[IntArray], least: int, rng: np.random.Generator) -> 
 
 def _column(dataset: Dataset, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     if name in dataset.columns:
-        return np.asarray(dataset.columns[name])
+        values = np.asarray(dataset.columns[name])
+        _refuse_measurement(name, values)
+        return values
     near = get_close_matches(name, list(dataset.columns), n=1)
     hint = f"did you mean column:{near[0]}?" if near else f"the data set has: {', '.join(dataset.columns) or 'no columns'}"
     raise InputError(f"--partition column:{name}: there is no such column; {hint}")
+
+
+def _refuse_measurement(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
+    """Raise InputError for a column of so many numbers that they cannot be sites."""
+    count = len(np.unique(values)) if values.dtype.kind in "iuf" else 0
+    if count > _MOST_NUMBERS:
+        raise InputError(
+            f"--partition column:{name}: has {count} different numbers, and each would be a site; take a column that names the site "
+            "(site numbers: store them as text), or add --partition iid"
+        )
 
 
 def _slugs(values: list[str], column: str) -> list[str]:

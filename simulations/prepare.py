@@ -18,7 +18,7 @@ from common.data.checks import cohort_problems, cohort_warnings
 from common.data.cohort import Cohort, Dataset, Split
 from common.data.splits import PUBLIC_KEY, split_patients
 from common.data.store import materialise, open_dataset, stored_folder
-from common.errors import DataError
+from common.errors import DataError, InputError
 from common.files import cache_folder, write_atomic
 from common.study import Study
 from server.app import RunFile
@@ -104,6 +104,21 @@ def ensure_features(prepared: Prepared, progress: Progress | None) -> None:
     """Compute and store the model's frozen features, if it has any and they are not stored yet."""
     request = {"study": prepared.study.canonical_json, "dataset": prepared.request.dataset, "device": prepared.request.device}
     run_in_child("simulations.prepare:compute_features", json.dumps(request).encode(), progress)
+
+
+def check_device(device: str) -> None:
+    """Raises InputError when a GPU is asked for that torch does not see."""
+    if device.startswith("cuda"):
+        run_in_child("simulations.prepare:find_device", device.encode())
+
+
+def find_device(device: bytes, _: Progress) -> bytes:
+    """The child's part of `check_device`."""
+    import torch
+
+    if int(device.decode().removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise InputError(f"--device {device.decode()}: torch sees {torch.cuda.device_count()} GPUs here; give auto or cpu")
+    return b""
 
 
 def compute_features(request: bytes, progress: Progress) -> bytes:

@@ -21,7 +21,7 @@ from common import child
 from common.errors import FederationError, RunInterrupted, StorageError
 from common.events import EventLog, Listener
 from common.files import CACHE_VARIABLE, cache_folder, write_atomic
-from common.protocol import Refusal
+from common.protocol import Arrays, Refusal, RefusalCode, Reply
 from common.study import PatientPrivacy
 from server.app import HOME_VARIABLE, STUDY_KEY
 from server.app import app as server_app
@@ -32,11 +32,12 @@ from simulations.engine import FLOWER_RUN_ID, InProcessGrid
 from simulations.layout import RunLayout
 from simulations.live import EventFollower
 from simulations.options import RunOptions, RunOutcome
-from simulations.prepare import Prepared, ensure_features, prepare, reopen
+from simulations.prepare import Prepared, check_device, ensure_features, prepare, reopen
 from simulations.report import write_comparison, write_report
 from simulations.results import RunResult
 
 SEEDS_FILE = "seeds.json"
+BASELINE_ATTEMPTS = 2
 CLIENT_APP = "client.app:app"
 WORKER_MODULES = ("client.workbench", "client.app", "common.models.cnn", "torch._dynamo")  # the first optimiser loads torch._dynamo
 PRIVATE_WORKER_MODULES = ("client.private_trainer", "dp_accounting.pld", "dp_accounting.rdp")
@@ -45,14 +46,15 @@ PRIVATE_WORKER_MODULES = ("client.private_trainer", "dp_accounting.pld", "dp_acc
 def run_study(options: RunOptions, listeners: Sequence[Listener]) -> list[RunOutcome]:
     """Run a study, once for each seed. Raises RunInterrupted when it is stopped; the folder can then be resumed."""
     _preload(options.study.is_private)
+    check_device(options.device)
     seeds = options.seeds or (options.study.seed,)
     folders = [options.out / f"seed-{seed}" for seed in seeds] if len(seeds) > 1 else [options.out]
     with ExitStack() as claims:
-        if len(seeds) > 1:
-            write_atomic(options.out / SEEDS_FILE, json.dumps(list(seeds)))
         for folder, seed in zip(folders, seeds, strict=True):
             claims.enter_context(RunLayout(folder).claimed())
             prepare(options.study.with_changes({"seed": seed}), options, RunLayout(folder))
+        if len(seeds) > 1:
+            write_atomic(options.out / SEEDS_FILE, json.dumps(list(seeds)))
         return _run_all(options.out, folders, listeners)
 
 
@@ -156,12 +158,25 @@ def _train_baselines(prepared: Prepared, events: EventLog) -> None:
     total = len(prepared.cohorts) + 1
     events.emit("phase_started", phase="baselines", label="pooled and each site alone", total=total)
     settings = WorkerSettings(baselines.APP, _environment(prepared, layout.baseline_table))
-    replies = baselines.run_baselines(layout, study, list(prepared.cohorts), initial_model(study), settings, request.workers)
+    start = initial_model(study)
+    for attempt in range(1, BASELINE_ATTEMPTS + 1):
+        replies = list(_baseline_replies(prepared, events, settings, start, total))
+        lost = [reply for reply in replies if isinstance(reply, Refusal)]
+        if not any(reply.code is RefusalCode.WORKER_LOST for reply in lost) or attempt == BASELINE_ATTEMPTS:
+            break
+        baselines.write_baselines(layout, study, Path(request.dataset), prepared.cohorts, request.nominal_patients)
+    for reply in lost:
+        log = layout.baseline(reply.site) / "site.log"
+        cause = f"; {log} says why" if log.exists() else ""
+        events.emit("warning", text=f"a baseline could not be trained: {reply.site or 'unnamed'} ({reply.code.value}){cause}")
+
+
+def _baseline_replies(prepared: Prepared, events: EventLog, settings: WorkerSettings, start: Arrays, total: int) -> Iterator[Reply]:
+    names = list(prepared.cohorts)
+    replies = baselines.run_baselines(prepared.layout, prepared.study, names, start, settings, prepared.request.workers)
     for done, reply in enumerate(replies, start=1):
         events.emit("progress", phase="baselines", done=done, total=total, baseline=reply.site)
-        if isinstance(reply, Refusal):
-            log = layout.baseline(reply.site) / "site.log"
-            events.emit("warning", text=f"baseline {reply.site} could not be trained ({reply.code.value}); {log} says why")
+        yield reply
 
 
 def _report(prepared: Prepared, events: EventLog) -> RunResult:
@@ -192,5 +207,7 @@ def _resumable(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted; {remedy}") from None
     except (FederationError, StorageError) as error:
+        if isinstance(error, FederationError):
+            error.add_note(f"the sites' own logs say why: {out}/**/site.log")
         error.add_note(remedy)
         raise

@@ -2,6 +2,7 @@
 """Fixtures for all tests: one private cache for the session, so that nothing is read from or written to the user's own."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from common.files import CACHE_VARIABLE
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cache = tmp_path_factory.mktemp("cache")
     os.environ[CACHE_VARIABLE] = str(cache)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; Ctrl-C is tested
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     child.preload(("torch", "common.flower_compat.messages", "flwr.clientapp"))
     yield cache
 

@@ -79,11 +79,13 @@ def reader_for(source: str) -> Reader:
 
 
 def required_path(source: str, path: Path | None) -> Path:
-    """`path`, or DataError with what to do when it was not given or nothing is there."""
+    """`path`, or DataError with what to do when it was not given, nothing is there, or it is a folder where a file is read."""
     if path is None:
         raise DataError(f"data.source: {source} reads a file or folder and none was given; add --data PATH")
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder; check --data")
+    if source != "folder" and path.is_dir():
+        raise DataError(f"{path}: is a folder, the study says data.source: {source}; set data.source: folder, or name the npz file")
     return path
 
 

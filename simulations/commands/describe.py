@@ -21,15 +21,16 @@ _MEDMNIST_MEMBER = "train_images.npy"
 
 
 def describe_data(where: str, study: Study | None, page: Path | None) -> dict[str, Any]:
-    """Facts about the data at `where`; also writes `page`, if given. Raises InputError, DataError."""
+    """Facts about the data at `where`, with warnings; also writes `page`, if given. Raises InputError, DataError."""
     data = study.data if study else _guess(where)
-    path = None if data.source == _PHANTOM else Path(where)
+    path = None if data.source == where == _PHANTOM and not Path(where).exists() else Path(where)
 
     from common.data.store import materialise
     from simulations.describe import describe, write_page
 
-    dataset = materialise(data, path, cache_folder())
+    dataset = materialise(data.model_copy(update={"min_patients": 1}), path, cache_folder())  # few patients are a warning here
     facts = dict(describe(dataset))
+    facts["warnings"] = _warnings(facts, data)
     if page is not None:
         write_page(dataset, page)
         facts["page"] = str(page)
@@ -40,8 +41,26 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     """Facts as a table; facts within facts are written out with dots."""
     table = Table(show_header=False)
     for key, value in _flat(facts):
-        table.add_row(Text(key.replace("_", " ")), Text(str(value)))
+        table.add_row(Text(key.replace("_", " ")), Text(_words(key, value)))
     console.print(table)
+
+
+def _warnings(facts: dict[str, Any], data: Data) -> list[str]:
+    """What a study of this data would stumble over."""
+    found = [name for name, counts in facts["classes"].items() if counts["images"]]
+    warnings = []
+    if len(found) < 2:
+        warnings.append(f"all images are of one class ({', '.join(found)}); a model learns nothing from one class, check the labels")
+    if facts["patients"] < data.min_patients:
+        warnings.append(f"{facts['patients']} patients are fewer than data.min_patients: {data.min_patients}; no site could take part")
+    return warnings
+
+
+def _words(key: str, value: Any) -> str:
+    """A fact for people: sizes as `32 x 32`, lists a line each."""
+    if not isinstance(value, list):
+        return str(value)
+    return (" x " if key == "image_size" else "\n").join(str(part) for part in value) or "none"
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -68,7 +68,10 @@ def test_numbers_and_words_are_read_as_people_mean_them() -> None:
         (START + "data:\n", "s.yaml:3: data: ", "is empty"),
         (START + "seed: 1\nseed: 2\n", "s.yaml:4: seed: ", "stands twice, first in line 3"),
         (START + "seed: .nan\n", "s.yaml:3: seed: ", "must be a whole number"),
-        (START + "training: {learning_rate: 1e999}\n", "s.yaml:3: training.learning_rate: ", "must be a number"),
+        (START + "training: {learning_rate: 1e999}\n", "s.yaml:3: training.learning_rate: ", "must be a finite number, is inf"),
+        ("name: a\nprivacy: {epsilon: .nan}\n", "s.yaml:2: privacy.epsilon: ", 'must be a finite number, is ".nan"'),
+        ("name: My Study\nprivacy: none\n", "s.yaml:1: name: ", "small letters, digits and hyphens, such as my-study"),
+        (START + "model: {pretrained: {path: a, sha256: abc}}\n", "s.yaml:3: model.pretrained.sha256: ", "64 hexadecimal digits"),
         (START + f"seed: {'9' * 5000}\n", "s.yaml:3: seed: ", "fewer digits"),
         (START + "description: !!python/object:os.system x\n", "s.yaml:3: description: ", "tag"),
         (START + "description: &a x\ndata: *a\n", "s.yaml:4: ", "alias"),
@@ -86,6 +89,14 @@ def test_a_problem_has_its_line_its_key_and_a_remedy(text: str, start: str, word
     (problem,) = problems(text)
     assert problem.startswith(start)
     assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "removable"), [("name: a\nprivacy:\n", False), ("name:\nprivacy: none\n", False), (START + "seed:\n", True)]
+)
+def test_only_an_empty_optional_key_may_be_removed(text: str, removable: bool) -> None:
+    (problem,) = problems(text)
+    assert "is empty; write " in problem and ("or remove the line" in problem) is removable
 
 
 def test_all_problems_come_at_once_in_the_order_of_lines() -> None:

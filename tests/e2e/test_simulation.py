@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -136,6 +137,29 @@ def test_a_run_that_is_complete_is_left_alone(plain_run: Path) -> None:
     before = (plain_run / "results.json").stat().st_mtime_ns
     commands.run("run", "--resume", plain_run)
     assert (plain_run / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_could_not_start_leaves_its_folder_free(tmp_path: Path) -> None:
+    study = write_study(small(), tmp_path)
+    commands.run("run", study, "--partition", "iid", "--sites", "79", "--out", tmp_path / "run", expect=2)
+    assert not (tmp_path / "run").exists()
+    _, err = commands.run("run", study, "--device", "cuda:7", "--out", tmp_path / "run", expect=2)
+    assert "torch sees" in err
+    _, err = commands.run("run", study, "--out", "/proc/no/run", expect=6)
+    assert "choose another --out" in err
+
+
+def test_a_baseline_whose_worker_is_killed_is_trained_again(tmp_path: Path) -> None:
+    study = write_study(small(), tmp_path)
+    process = commands.start("run", study, "--threads", "1", "--out", tmp_path / "run", "--json")
+    commands.wait_until(lambda: (tmp_path / "run" / "baselines" / "pooled" / "charges.jsonl").exists())
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.memory_info().rss > 3e8]
+    for worker in workers:
+        if worker.parent().pid != process.pid:
+            worker.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["auroc"]["pooled"] is not None, err
 
 
 def test_two_runs_never_share_a_folder(plain_run: Path, tmp_path: Path) -> None:

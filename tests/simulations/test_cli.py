@@ -231,6 +231,7 @@ def test_a_stopped_run_says_how_to_go_on(
 ) -> None:
     def stopped(given: RunOptions, listeners: tuple[Any, ...]) -> list[RunOutcome]:
         given.out.mkdir()
+        (given.out / "request.json").touch()
         os.kill(os.getpid(), number)
         raise AssertionError("the signal did not arrive")
 

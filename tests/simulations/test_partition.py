@@ -111,7 +111,7 @@ def test_column_makes_the_real_sites() -> None:
     for rows, value in zip(partition.assign(dataset, None, 0), ("Site A", "Site B / 2"), strict=True):
         assert set(dataset.columns["scanner"][rows]) == {value}
     assert len(partition.assign(dataset, 2, 7)) == 2
-    with pytest.raises(InputError, match="has 2 values"):
+    with pytest.raises(InputError, match=r"has 2 values.*leave out --sites, or add --partition iid"):
         partition.assign(dataset, 3, 0)
     assert str(default_partition(dataset_of(40))) == "iid"
 
@@ -125,6 +125,15 @@ def test_column_that_cannot_make_sites() -> None:
     torn = Dataset(**{**dataset.__dict__, "columns": {"view": np.arange(len(dataset)) % 2}})
     with pytest.raises(InputError, match="at two sites"):
         Partition("column", column="view").assign(torn, None, 0)
+
+
+def test_a_column_of_many_numbers_is_no_site() -> None:
+    dataset = dataset_of(60, columns={"age": np.arange(60) / 2, "ward": np.arange(60) % 50, "code": [f"c{n}" for n in range(60)]})
+    for refused in (Partition("column", column="age").assign, lambda *_: Partition("column", column="age").site_names(dataset, None)):
+        with pytest.raises(InputError, match=r"column:age: has 60 different numbers.*--partition iid"):
+            refused(dataset, None, 0)
+    assert len(Partition("column", column="ward").assign(dataset, None, 0)) == 50
+    assert len(Partition("column", column="code").assign(dataset, None, 0)) == 60
 
 
 def test_too_few_patients() -> None:

@@ -34,6 +34,12 @@ def test_path_is_needed_and_must_exist(source: str, tmp_path: Path) -> None:
         reader_for(source).read(data, tmp_path / "absent.npz")
 
 
+@pytest.mark.parametrize("source", ["npz", "medmnist"])
+def test_a_folder_where_a_file_is_read(source: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"is a folder, the study says data.source: {source}; set data.source: folder"):
+        reader_for(source).fingerprint(study.Data.model_validate({"source": source}), tmp_path)
+
+
 def test_data_modules_import_neither_torch_nor_pillow() -> None:
     code = (
         "import sys, common.data.store, common.data.splits, common.data.sources as s\n"
