@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installed."
 
 simulate: $(INSTALLED) ## Run the first study: four hospitals, private training, a report; no download
-	@$(BIN)/wardround-sim run quickstart
+	@$(BIN)/wardround-sim run quickstart --workers 2
 
 test: $(INSTALLED) ## The tests, without the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
