@@ -6,7 +6,10 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-"$PYTHON" -m build --wheel --no-isolation --outdir "$work/dist" "$here" >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
+# From a copy: a build leaves files behind, and a later wheel must not pick up what was deleted since.
+mkdir "$work/source"
+cp -r "$here"/{common,client,server,simulations,pyproject.toml,README.md,LICENSE} "$work/source"
+"$PYTHON" -m build --wheel --no-isolation --outdir "$work/dist" "$work/source" >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
 "$PYTHON" -m pip install --quiet --no-deps --target "$work/site" "$work"/dist/*.whl
 mkdir "$work/project"
 cp -r "$here/tests" "$here/docs" "$here"/{README.md,CHANGELOG.md,Makefile,pyproject.toml,constraints.txt,LICENSE} "$work/project"
