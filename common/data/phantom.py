@@ -72,7 +72,8 @@ def _refuse(data: study.Data, path: Path | None) -> None:
     problems = []
     if path is not None:
         problems.append(
-            "data.source: phantom generates its images, yet a data path was given; leave it out, or set data.source: npz, medmnist or folder"
+            "data.source: phantom generates its images, yet a data path was given; "
+            "leave it out, or set data.source: npz, medmnist or folder"
         )
     if len(data.labels) != 2:
         problems.append(f"data.labels: phantom images have two classes, not {len(data.labels)}; name two labels")
