@@ -3,11 +3,12 @@
 
 Each step draws every patient independently with the study's rate from the operating system's generator, takes K of their images at
 random, and hands the rows to a `PrivateStepper`, which clips per patient, sums, adds noise and divides by the public rate times N0.
-No seed reaches any of this.
+No seed reaches any of this. Micro-batches all have one size, filled up with rows that weigh nothing, so memory is bounded by the study.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,11 +21,11 @@ from client.trainer import StepFacts, Trainer, TrainingData
 from common.data.cohort import IntArray
 from common.models.base import MedicalModel
 from common.privacy.calibration import PrivacyPlan
+from common.privacy.engines import make_stepper
 from common.privacy.generator import SystemGenerator
-from common.privacy.opacus_engine import OpacusStepper
 from common.privacy.sampling import draw_views, poisson_sample
 from common.privacy.step import MicroBatch
-from common.study import PatientPrivacy, Study
+from common.study import PatientPrivacy, Study, Training
 
 
 class PrivateTrainer(Trainer):
@@ -42,8 +43,10 @@ class PrivateTrainer(Trainer):
     ) -> None:
         super().__init__(study, model, device)
         self._views = privacy.views_per_patient
+        self._slots = microbatch_patients(study.training, self._views, nominal_patients)
         self._generator = SystemGenerator()
-        self._stepper = OpacusStepper(
+        self._stepper = make_stepper(
+            privacy.engine,
             self.model,
             self.optimiser,
             self.row_loss,
@@ -67,9 +70,8 @@ class PrivateTrainer(Trainer):
         self._stepper.close()
 
     def _microbatches(self, data: TrainingData, drawn: IntArray) -> Iterator[MicroBatch]:
-        size = max(1, self.study.training.microbatch_rows // self._views)
-        for first in range(0, len(drawn), size):
-            yield self._microbatch(data, drawn[first : first + size])
+        for first in range(0, len(drawn), self._slots):
+            yield self._microbatch(data, drawn[first : first + self._slots]).padded(self._slots * self._views)
 
     def _microbatch(self, data: TrainingData, patients: IntArray) -> MicroBatch:
         """All K rows of each of `patients`."""
@@ -80,6 +82,7 @@ class PrivateTrainer(Trainer):
             patient=torch.arange(len(patients), device=self.device).repeat_interleave(self._views),
             weight=torch.full((len(rows),), 1.0 / self._views, device=self.device),
             patient_count=len(patients),
+            views=self._views,
         )
 
     def _uniforms(self, count: int) -> Tensor | None:
@@ -87,3 +90,9 @@ class PrivateTrainer(Trainer):
             return None
         words = self._generator.words(count * AUGMENT_UNIFORMS) >> np.uint64(40)
         return torch.from_numpy(words.astype(np.float32) * np.float32(2.0**-24)).reshape(count, AUGMENT_UNIFORMS)
+
+
+def microbatch_patients(training: Training, views: int, nominal_patients: int) -> int:
+    """Patients in every micro-batch, from public numbers: as many as `microbatch_rows` allows, or as a step will hardly ever draw."""
+    expected = training.sampling_rate * nominal_patients
+    return max(1, min(training.microbatch_rows // views, math.ceil(expected + 3 * math.sqrt(expected))))

@@ -19,6 +19,7 @@ MetricName = Literal["auroc", "auprc", "f1", "calibration"]
 METRIC_NAMES: tuple[MetricName, ...] = ("auroc", "auprc", "f1", "calibration")
 SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SHA256 = r"^[0-9a-f]{64}$"
+MOST_HELD_OUT = 0.9
 
 
 class Part(BaseModel):
@@ -65,13 +66,19 @@ class Data(Part):
     phantom: Phantom = Field(default_factory=Phantom, description="Settings of the synthetic images (source: phantom).")
 
     @model_validator(mode="after")
-    def _labels_agree(self) -> Data:
+    def _fields_agree(self) -> Data:
         problems = []
         count, values = len(self.labels), self.label_values
         if len(set(self.labels)) != count:
             problems.append("labels: a name stands twice; give each class a name of its own")
         if values is not None and not len(set(values)) == len(values) == count:
             problems.append(f"label_values: needs {count} different numbers, one for each of labels")
+        held_out = self.test_fraction + self.validation_fraction
+        if held_out > MOST_HELD_OUT + 1e-9:
+            problems.append(
+                f"validation_fraction: with test_fraction it holds out {held_out:.2f} of the patients, so too few are left for training; "
+                f"lower them to a sum of at most {MOST_HELD_OUT:g}"
+            )
         _refuse(problems)
         return self
 
@@ -176,7 +183,9 @@ class PatientPrivacy(Part):
     mode: Literal["local", "distributed"] = Field(
         "local", description="`local`: every site adds its full noise. `distributed` is refused for now."
     )
-    engine: Literal["opacus"] = Field("opacus", description="Per-sample gradients: Opacus with hooks.")
+    engine: Literal["bookkeeping", "opacus"] = Field(
+        "bookkeeping", description="How patients' gradients are formed: `bookkeeping` (fast), or `opacus` (Opacus' hooks); same mechanism."
+    )
 
     @model_validator(mode="after")
     def _only_local(self) -> PatientPrivacy:
@@ -206,11 +215,47 @@ def _unit_of(value: Any) -> Any:
 Privacy = Annotated[PatientPrivacy | NoPrivacy, Field(discriminator="unit"), BeforeValidator(_unit_of)]
 
 
+class PrivateEvaluation(Part):
+    """What a site may tell about its held-out patients in a study with privacy: histograms of scores with noise, for the AUROC."""
+
+    epsilon: float = Field(
+        1.0, ge=0.01, le=100, description="ε of the evaluation for the whole run, paid by the held-out patients, who do not train."
+    )
+    bins: int = Field(
+        16, ge=4, le=32, description="Bins of the score. Fewer means less noise and a coarser AUROC (16: within 0.01 in what was measured)."
+    )
+    every: int = Field(
+        0,
+        ge=0,
+        description="Also after every so many rounds; ε is divided by all of them. 0: the final model only. Needs held_out_patients.",
+    )
+    held_out_patients: int | None = Field(
+        None, ge=1, description="Nominal number of held-out patients of a site, a public number: predicts the standard error."
+    )
+
+    def rounds(self, rounds: int) -> tuple[int, ...]:
+        """After which of so many rounds the model is measured; the last one is the final model."""
+        return (*(range(self.every, rounds, self.every) if self.every else ()), rounds)
+
+
+def _none_if_written_out(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 class Evaluation(Part):
     """How the model is judged on the held-out patients."""
 
     metrics: tuple[MetricName, ...] = Field(METRIC_NAMES, min_length=1, description="Metrics in the report.")
-    every: int = Field(1, ge=0, description="Each site evaluates the incoming model every so many rounds; 0: the final model only.")
+    every: int = Field(
+        1,
+        ge=0,
+        description="Each site scores the incoming model every so many rounds, for itself: nothing of it leaves, and only a simulation "
+        "reads it. 0: the final model only.",
+    )
+    private: Annotated[PrivateEvaluation | None, BeforeValidator(_none_if_written_out)] = Field(
+        default_factory=PrivateEvaluation,
+        description="The measurement that leaves a site, or `none`. A study without privacy has none, whatever stands here.",
+    )
 
 
 class Study(Part):
@@ -240,8 +285,30 @@ class Study(Part):
             )
         if self.model.name in ("cnn", "scattering") and self.data.channels != 1:
             problems.append(f"data.channels: {self.model.name} takes grey images; use 1")
+        problems += self._evaluation_problems()
         _refuse(problems)
         return self
+
+    def _evaluation_problems(self) -> list[str]:
+        """Measuring often is refused where each measurement would drown in its noise."""
+        private = self.evaluation.private
+        if private is None or not private.every or not self.is_private:
+            return []
+        if private.held_out_patients is None:
+            return [
+                "evaluation.private.every: needs held_out_patients, the nominal number of held-out patients of a site; set it or every: 0"
+            ]
+        from common.evaluation_plan import evaluation_plan
+        from common.private_metrics import LARGEST_STANDARD_ERROR
+
+        plan, sites = evaluation_plan(self), self.federation.min_sites
+        error = plan.predicted_standard_error(sites, sites * private.held_out_patients) if plan else 0.0
+        if plan is None or error <= LARGEST_STANDARD_ERROR:
+            return []
+        return [
+            f"evaluation.private.every: {len(plan.rounds)} measurements at ε={plan.epsilon:g} together would each have a standard error of "
+            f"about {error:.2f} (at {sites} sites), the most is {LARGEST_STANDARD_ERROR}; use every: 0, or a larger epsilon"
+        ]
 
     @property
     def canonical_json(self) -> str:

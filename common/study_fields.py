@@ -61,6 +61,7 @@ def json_schema() -> Schema:
     privacy["anyOf"] = [{"const": "none"}, *privacy.pop("oneOf")]
     privacy.pop("discriminator")
     schema["$defs"]["NoPrivacy"]["required"] = ["unit"]
+    schema["$defs"]["Evaluation"]["properties"]["private"]["anyOf"].insert(0, {"const": "none"})
     return {"$schema": SCHEMA_DIALECT, **schema}
 
 

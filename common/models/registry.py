@@ -32,7 +32,7 @@ MODEL_MODULES: Mapping[str, str] = {
     "densenet121": "common.models.densenet",
     "vgg16": "common.models.vgg",
 }
-PER_SAMPLE_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv2d, WSConv2d, nn.Linear, nn.GroupNorm)
+PER_SAMPLE_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, WSConv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_model(study: Study) -> MedicalModel:

@@ -109,7 +109,7 @@ def _epsilon_rdp(merged: list[tuple[DpEvent, int]], delta: float) -> float:
 
     if not 0 < delta < 1:
         raise InputError(f"delta: {delta} is not between 0 and 1")
-    if any(_is_unprotected(event) for event, _ in merged):
+    if any(is_unprotected(event) for event, _ in merged):
         return math.inf
     gaussians = [(event, count) for event, count in merged if not hasattr(event, "noise_parameter")]
     accountant = RdpAccountant(orders=RENYI_ORDERS, neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
@@ -120,7 +120,7 @@ def _epsilon_rdp(merged: list[tuple[DpEvent, int]], delta: float) -> float:
     return composed + sum(pure)  # discrete Laplace has δ = 0 and adds up
 
 
-def _is_unprotected(event: DpEvent) -> bool:
+def is_unprotected(event: DpEvent) -> bool:
     """Whether a single mechanism has no noise worth the name."""
     mechanism = getattr(event, "event", event)
     return (

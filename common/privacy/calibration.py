@@ -3,9 +3,11 @@
 
 The smallest noise multiplier with which the whole plan costs at most ε by pessimistic PLD. Two things are paid for on top:
 
-- sensitivity: a patient moves the sum by at most `grid.relative_sensitivity` * C, not C, so the noise that is drawn is larger by
+- sensitivity: a patient moves the sum by at most `engines.sensitivity` * C, not C, so the noise that is drawn is larger by
   that factor than the noise that is accounted;
-- the sampler: its tail mass over all numbers of all steps is taken out of δ and must be at most δ/100.
+- the sampler: its distance η from ideal noise over all numbers of all steps costs (1 + e^ε) η of δ: η to leave the real mechanism for
+  the ideal one, e^ε η to come back on the neighbour. It must be at most δ/100, together with the probability that a measured float
+  error is larger than it looks.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Final
 
 from common.errors import StudyError
 from common.privacy.accountant import epsilon_pld, epsilon_rdp, poisson_gaussian
-from common.privacy.grid import grid_step, relative_sensitivity
+from common.privacy.engines import failure_mass, sensitivity
+from common.privacy.grid import grid_step
 from common.privacy.noise import tail_mass
 from common.study import PatientPrivacy
 
@@ -54,14 +57,15 @@ def plan_privacy(privacy: PatientPrivacy, sampling_rate: float, steps: int, para
 
     Raises StudyError when no sensible noise fits the study, with what to change.
     """
-    spent_on_tail = tail_mass(parameter_count * steps)
+    spent_on_tail = (1 + math.exp(privacy.epsilon)) * tail_mass(parameter_count * steps) + failure_mass(privacy.engine, steps)
     if spent_on_tail > LARGEST_TAIL_SHARE * privacy.delta:
         raise StudyError(
-            f"privacy.delta: {privacy.delta:g} is too small for {parameter_count} parameters and {steps} steps; use a larger one"
+            f"privacy.delta: {privacy.delta:g} is too small for {parameter_count} parameters and {steps} steps; use a larger one, "
+            "or a smaller epsilon"
         )
     accounted, epsilon = _calibrate(privacy.epsilon, privacy.delta - spent_on_tail, sampling_rate, steps)
     return PrivacyPlan(
-        noise_multiplier=accounted * relative_sensitivity(parameter_count),
+        noise_multiplier=accounted * sensitivity(privacy.engine, parameter_count),
         accounted_noise_multiplier=accounted,
         sampling_rate=sampling_rate,
         steps=steps,

@@ -7,15 +7,17 @@
 
 A charge is reserved before the first gradient, in full. It goes to zero only if no gradient was computed, which only the book that
 reserved it knows; otherwise it stays, also after a crash. `releasing` is recorded before the first byte of the finished reply leaves.
-The same key again is answered by its state, so every update that left has exactly one charge.
+The same key again is answered by its state, so every update that left has exactly one charge. `recovered` is a charge that a restored
+book had lost: it costs, and its reply is never made again.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,19 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 ROUND_CONFLICT = "ROUND_CONFLICT"
+ROUND_LOST = "ROUND_LOST"
+BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
 CHARGE_STATE = "CHARGE_STATE"
+
+
+class Line(StrEnum):
+    """Which patients of an account pay: those who train, or those who are kept out of training and only measure it."""
+
+    TRAINING = "training"
+    HELD_OUT = "held-out"
+
+
+Slot = tuple[str, str, int, Line]
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class ChargeKey:
     run_id: str
     round: int
     message_sha256: str
+    line: Line = Line.TRAINING
 
     def __post_init__(self) -> None:
         problems = [f"charge: {name} is empty" for name in ("account", "study_id", "run_id") if not getattr(self, name)]
@@ -50,9 +65,9 @@ class ChargeKey:
             raise InputError(problems)
 
     @property
-    def slot(self) -> tuple[str, str, int]:
-        """What there is one message and one account for: a round of a run, also when the cohort has changed in between."""
-        return (self.study_id, self.run_id, self.round)
+    def slot(self) -> Slot:
+        """What there is one message and one account for: a round of a run on a line, also when the cohort has changed in between."""
+        return (self.study_id, self.run_id, self.round, self.line)
 
 
 class Standing(StrEnum):
@@ -74,6 +89,7 @@ class State(StrEnum):
     RELEASING = "releasing"
     SENT = "sent"
     SETTLED = "settled"
+    RECOVERED = "recovered"
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,8 @@ class ChargeBook(ABC):
     def reserve(self, key: ChargeKey, event_json: str, steps: int) -> Standing:
         """Charge `key` in full, or say how it stands.
 
-        Raises RefusedError ROUND_CONFLICT when its round was asked for with another message or another mechanism.
+        Raises RefusedError ROUND_CONFLICT when its round was asked for with another message or another mechanism, ROUND_LOST when its
+        reply left before the book was restored.
         """
 
     @abstractmethod
@@ -121,12 +138,21 @@ class ChargeBook(ABC):
         """The history for the accountant: the events of all charges that are not settled."""
         return _events(charge for charge in self.charges())
 
-    def spent_outside(self, account: str, study_id: str, run_id: str) -> list[DpEvent]:
-        """The same without the charges of one run of one study to one account.
+    def spent_outside(self, key: ChargeKey) -> list[DpEvent]:
+        """What the account and line of `key` paid beyond one charge for each round of its own run, which the run's plan covers."""
+        planned: set[Slot] = set()
+        beyond = []
+        for charge in self.history(key.account, key.line):
+            own = charge.key.slot not in planned and charge.key.slot == (key.study_id, key.run_id, charge.key.round, key.line)
+            if own and charge.state is not State.SETTLED:
+                planned.add(charge.key.slot)
+            else:
+                beyond.append(charge)
+        return _events(beyond)
 
-        What the same run charged to other patients stays in: the two accounts may share patients, so it counts in full.
-        """
-        return _events(charge for charge in self.charges() if (charge.key.account, *charge.key.slot[:2]) != (account, study_id, run_id))
+    def history(self, account: str, line: Line) -> list[Charge]:
+        """The charges of one account on one line, settled ones included."""
+        return [charge for charge in self.charges() if (charge.key.account, charge.key.line) == (account, line)]
 
 
 def _events(charges: Iterable[Charge]) -> list[DpEvent]:
@@ -136,27 +162,32 @@ def _events(charges: Iterable[Charge]) -> list[DpEvent]:
 
 
 class ChargeFold:
-    """The state that a sequence of rows leads to, and which row may come next. Holds no file; every book folds with it."""
+    """The state that a sequence of rows leads to, and which row may come next. Holds no file; every book folds with it.
 
-    def __init__(self) -> None:
-        self._charges: dict[ChargeKey, Charge] = {}
-        self._keys: dict[tuple[str, str, int], ChargeKey] = {}
+    `same_patients` says whether two account names mean one account: accounts may have been merged since a row was written.
+    """
+
+    def __init__(self, same_patients: Callable[[str, str], bool] = operator.eq) -> None:
+        self._same_patients = same_patients
+        self._charges: dict[Slot, Charge] = {}
+        self._doubled: list[Charge] = []  # recovered beside another charge for the same slot
 
     @property
     def charges(self) -> list[Charge]:
-        """All charges in the order of their first reservation."""
-        return list(self._charges.values())
+        """All charges, in the order of their first reservation."""
+        return [*self._charges.values(), *self._doubled]
 
     def standing(self, key: ChargeKey, event_json: str, steps: int) -> Standing:
-        """How a reservation would be answered. Raises RefusedError ROUND_CONFLICT."""
-        known = self._keys.get(key.slot)
-        if known is None:
+        """How a reservation would be answered. Raises RefusedError ROUND_CONFLICT, ROUND_LOST."""
+        charge = self._charges.get(key.slot)
+        if charge is None:
             return Standing.NEW
-        if known != key:
+        if charge.state is State.RECOVERED:
+            raise RefusedError(ROUND_LOST, f"round {key.round} of run {key.run_id} left before the ledger was restored; its reply is lost")
+        if not self._is_for(charge, key):
             raise RefusedError(
                 ROUND_CONFLICT, f"round {key.round} of run {key.run_id} was asked for before with another message or for other patients"
             )
-        charge = self._charges[key]
         if charge.state is State.SETTLED:
             return Standing.NEW
         if (charge.event_json, charge.steps) != (event_json, steps):
@@ -167,8 +198,8 @@ class ChargeFold:
 
     def moved(self, key: ChargeKey, state: State, reply_sha256: str | None = None) -> Charge | None:
         """The charge after going to `state`; None if it is there already. Raises RefusedError CHARGE_STATE for an illegal move."""
-        charge = self._charges.get(key)
-        if charge is None:
+        charge = self._charges.get(key.slot)
+        if charge is None or not self._is_for(charge, key):
             raise RefusedError(CHARGE_STATE, f"round {key.round} of run {key.run_id} was never reserved, so it cannot be {state}")
         reply = reply_sha256 or charge.reply_sha256
         if charge.state is state and reply == charge.reply_sha256:
@@ -180,6 +211,8 @@ class ChargeFold:
 
     def apply(self, charge: Charge) -> None:
         """Take over a recorded row. Raises RefusedError for a row that could not have been written."""
+        if charge.state is State.RECOVERED:
+            return self._recover(charge)
         if charge.state is State.RESERVED:
             if self.standing(charge.key, charge.event_json, charge.steps) is not Standing.NEW:
                 raise RefusedError(CHARGE_STATE, f"round {charge.key.round} of run {charge.key.run_id} is reserved twice")
@@ -187,8 +220,19 @@ class ChargeFold:
             raise RefusedError(
                 CHARGE_STATE, f"round {charge.key.round} of run {charge.key.run_id} is {charge.state} twice or with another plan"
             )
-        self._keys[charge.key.slot] = charge.key
-        self._charges[charge.key] = charge
+        self._charges[charge.key.slot] = charge
+        return None
+
+    def _recover(self, charge: Charge) -> None:
+        """A lost charge costs again, and its reply is never made again. If the very same row is here, it only changes its state."""
+        known = self._charges.get(charge.key.slot)
+        if known is None or (known.key == charge.key and known.state in (State.RESERVED, State.SETTLED)):
+            self._charges[charge.key.slot] = charge
+        else:
+            self._doubled.append(charge)
+
+    def _is_for(self, charge: Charge, key: ChargeKey) -> bool:
+        return charge.key.message_sha256 == key.message_sha256 and self._same_patients(charge.key.account, key.account)
 
 
 def check_event(event_json: str, steps: int) -> None:
@@ -222,4 +266,5 @@ def charge_to_plain(charge: Charge) -> dict[str, Any]:
 
 def charge_from_plain(plain: dict[str, Any]) -> Charge:
     """What `charge_to_plain` wrote. Raises KeyError, TypeError, ValueError or InputError for anything else."""
-    return Charge(ChargeKey(**plain["key"]), State(plain["state"]), plain["event"], plain["steps"], plain["reply"])
+    key = plain["key"]
+    return Charge(ChargeKey(**{**key, "line": Line(key["line"])}), State(plain["state"]), plain["event"], plain["steps"], plain["reply"])

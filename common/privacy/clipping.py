@@ -10,7 +10,7 @@ A patient with a gradient that is not finite counts as zero: their clipping fact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,45 +26,81 @@ MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Which row belongs to which of `patient_count` patients. `index` int64 [R] is `patient_count` for padding."""
+    """Which row belongs to which of `patient_count` patients. `index` int64 [R] is `patient_count` for padding.
+
+    `views` is K if the rows are K of patient 0, K of patient 1, …, then padding; else None.
+    """
 
     index: Tensor
     patient_count: int
-    rows_per_patient: int | None  # K if the rows are K of patient 0, K of patient 1, … without padding; else None
+    views: int | None
 
     @classmethod
     def of(cls, batch: MicroBatch) -> RowGroups:
-        """The groups of a micro-batch. Raises InputError when its parts do not fit together, all problems at once."""
+        """The groups of a micro-batch, its shapes checked; `values_fit` checks the rest. Raises InputError, all problems at once."""
         problems = list(_problems(batch))
         if problems:
             raise InputError(problems)
-        index = torch.where(batch.weight > 0, batch.patient, batch.patient_count)
-        views, rest = divmod(len(index), batch.patient_count)
-        in_order = torch.arange(batch.patient_count, device=index.device).repeat_interleave(views)
-        return cls(index, batch.patient_count, views if rest == 0 and torch.equal(index, in_order) else None)
+        inside = (batch.weight > 0) & (batch.patient >= 0) & (batch.patient < batch.patient_count)
+        index = torch.where(inside, batch.patient, batch.patient_count)
+        return cls(index, batch.patient_count, batch.views or _views_of(index, batch.patient_count))
+
+    @classmethod
+    def one_row_each(cls, patients: int, device: torch.device) -> RowGroups:
+        """As many rows as patients."""
+        return cls(torch.arange(patients, device=device), patients, 1)
+
+    @property
+    def slots(self) -> int | None:
+        """Patients and padding in units of K rows; None without order."""
+        return None if self.views is None else len(self.index) // self.views
 
     def add_up(self, samples: Tensor) -> Tensor:
         """Sum of each patient's rows: [R, ...] to [G, n]; one row a patient shares memory with `samples`."""
         flat = samples.reshape(len(samples), -1)
-        if self.rows_per_patient == 1:
-            return flat
-        if self.rows_per_patient is not None:
-            return flat.view(self.patient_count, self.rows_per_patient, -1).sum(1)
+        if self.views == 1:
+            return flat[: self.patient_count]
+        if self.slots is not None:
+            return flat.view(self.slots, -1, flat.shape[1]).sum(1)[: self.patient_count]
         sums = flat.new_zeros(self.patient_count + 1, flat.shape[1])
         return sums.index_add_(0, self.index, flat)[: self.patient_count]
 
 
-def _problems(batch: MicroBatch) -> list[str]:
+def _problems(batch: MicroBatch) -> Iterator[str]:
+    """What can be seen without looking at values, which on a GPU would have to be waited for."""
     rows = len(batch.inputs)
-    lengths = {"targets": len(batch.targets), "patient": len(batch.patient), "weight": len(batch.weight)}
-    problems = [f"micro-batch: {name} has {length} rows, inputs has {rows}" for name, length in lengths.items() if length != rows]
+    for name, length in {"targets": len(batch.targets), "patient": len(batch.patient), "weight": len(batch.weight)}.items():
+        if length != rows:
+            yield f"micro-batch: {name} has {length} rows, inputs has {rows}"
     if batch.patient_count < 1 or rows < 1:
-        return [*problems, f"micro-batch: {rows} rows of {batch.patient_count} patients; leave an empty micro-batch out"]
-    if len(batch.patient) and not 0 <= int(batch.patient.min()) <= int(batch.patient.max()) < batch.patient_count:
-        problems.append(f"micro-batch: patient numbers must be 0…{batch.patient_count - 1}")
-    if not bool(((batch.weight >= 0) & (batch.weight <= 1)).all()):
-        problems.append("micro-batch: a row's weight must be 1/K, or 0 for padding")
-    return problems
+        yield f"micro-batch: {rows} rows of {batch.patient_count} patients; leave an empty micro-batch out"
+    if batch.views is not None and (batch.views < 1 or rows % batch.views or batch.patient_count * batch.views > rows):
+        yield f"micro-batch: {rows} rows cannot be {batch.views} views of {batch.patient_count} patients and padding"
+
+
+def _views_of(index: Tensor, patient_count: int) -> int | None:
+    """K, if rows that are not on a GPU are in order and without padding."""
+    views, rest = divmod(len(index), patient_count)
+    if rest or index.is_cuda:
+        return None
+    return views if torch.equal(index, torch.arange(patient_count).repeat_interleave(views)) else None
+
+
+def values_fit(batch: MicroBatch) -> Tensor:
+    """Whether patients, weights and the order that `views` promises are as `MicroBatch` says; one bool, still on the device."""
+    real = batch.weight > 0
+    fit = (batch.weight.ge(0) & batch.weight.le(1) & (batch.patient >= 0) & (batch.patient < batch.patient_count)).all()
+    if batch.views is None:
+        return fit
+    slot = torch.arange(len(real), device=real.device) // batch.views
+    expected = slot < batch.patient_count
+    return fit & (real == expected).all() & ((batch.patient == slot) | ~expected).all()
+
+
+MISFIT = (
+    "micro-batch: patient numbers must be 0 to patient_count - 1, a row's weight 1/K or 0 for padding, and rows in the order that "
+    "`views` says"
+)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """Per-sample gradients for layers that Opacus does not know.
 
 Opacus finds the rule of a layer by its exact class; for any other class it falls back to functorch, which is slow and fails on some
-batches. `register` adds our rules to its table; `unsupported_layers` says what would still fall back or couple patients.
+batches. `register` adds our rules to its table.
 """
 
 from __future__ import annotations
@@ -59,26 +59,10 @@ def _weight_grad_samples(layer: WSConv2d, inputs: Tensor, backprops: Tensor) -> 
     return gradient.transpose(0, 1).reshape(rows, *layer.weight.shape)
 
 
-def unsupported_layers(model: nn.Module) -> list[str]:
-    """Everything in `model` that private training cannot take, one line with a remedy for each; empty if all is well."""
-    problems = [problem for name, layer in model.named_modules() for problem in _problems_of(name or "the model itself", layer)]
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        problems.append("no parameter is trainable; unfreeze at least the last layer")
-    return problems
-
-
-def _problems_of(name: str, layer: nn.Module) -> list[str]:
-    kind = type(layer).__name__
-    problems = []
-    trainable = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return [f"{name}: {kind} mixes the patients of a batch and keeps their statistics; use GroupNorm"]
-    if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-        problems.append(f"{name}: {kind} keeps running statistics of patients; set track_running_stats=False")
-    if getattr(layer, "inplace", False):
-        problems.append(f"{name}: {kind} works in place, which breaks per-sample gradients; set inplace=False")
-    if trainable and type(layer) not in GradSampleModule.GRAD_SAMPLERS:
-        problems.append(f"{name}: {kind} is trained but has no rule for per-sample gradients; register one, replace the layer or freeze it")
-    if trainable and getattr(layer, "padding_mode", "zeros") != "zeros":
-        problems.append(f"{name}: padding_mode {layer.padding_mode} has no rule for per-sample gradients; use zeros")
-    return problems
+def padding_problems(model: nn.Module) -> list[str]:
+    """Trainable convolutions whose padding these rules do not know, one line with a remedy for each."""
+    return [
+        f"{name}: padding_mode {layer.padding_mode} has no rule for per-sample gradients in the engine opacus; use zeros, or bookkeeping"
+        for name, layer in model.named_modules()
+        if getattr(layer, "padding_mode", "zeros") != "zeros" and any(p.requires_grad for p in layer.parameters(recurse=False))
+    ]

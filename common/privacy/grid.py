@@ -25,6 +25,7 @@ def relative_sensitivity(parameter_count: int) -> float:
 
     1 + 2^-17: a patient's norm is computed in float32 over blocks of 128 numbers and in float64 from there (relative error below
     2^-17.9), and scaling to the grid rounds twice in float32 (2^-22). √d * 2^-20 is γ√d, rounding to the grid: each of d integers
-    moves by at most 1/2 when every patient is rounded, or by 1 when a sum is. Integers are summed exactly, in any order.
+    moves by at most 1/2 when every patient is rounded, or by 1 when a sum is. Integers are summed exactly, in any order; what an
+    engine that sums in floating point adds is its own (`engines.sensitivity`).
     """
     return 1.0 + SUMMATION_SLACK + math.sqrt(parameter_count) * 2.0**-GRID_BITS

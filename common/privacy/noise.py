@@ -8,7 +8,7 @@ integer, and rounding is post-processing. Floating point would break this twice,
 1. A sign bit and 63 bits u name the cell [u, u+1) * 2^-64 of the tail probability. The small side is used, so the tail is fine.
 2. The normal quantile of the cell is computed in double precision with an error below `QUANTILE_ERROR` * (1 + x); x reaches 9.1 here.
 3. Where cell and error lie within one integer, that integer is the answer. Elsewhere (about one value in 10^6) the uniform
-   number gets 64 more bits, and as many again as it takes, and is compared with the exact boundary in 80-digit decimals.
+   number gets 64 more bits, and as many again as it takes, and is compared with the exact boundary in 110-digit decimals.
 
 So neither quantile nor rounding nor the 63 bits enter the error; what remains is `tail_mass`. How often step 3 happens depends on
 the noise alone, never on the sum it is added to.
@@ -17,6 +17,7 @@ the noise alone, never on the sum it is added to.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
 from typing import Final
 
@@ -37,16 +38,18 @@ _SIGN: Final = np.uint64(2**63)
 _FINE_CELLS: Final = np.uint64(2**43)  # below this u a cell may be wide in x: decided in decimals
 _CELL_ERROR: Final = 2.0**-43  # half a cell in x, where u >= 2^43: 2^-65 / density(x), and density(x) >= 0.79 * u * 2^-64
 _CENTRE: Final = 2.0**-5  # tail probability above which erfinv is used, which is faster and exact enough there
-_MOST_BITS: Final = 63 + 2 * 64
+_MOST_BITS: Final = 63 + 3 * 64
 
 
 def tail_mass(count: int) -> float:
     """Bound on the total variation distance between `count` drawn integers and ideal ones, to be taken out of δ.
 
-    A value is wrong only when 191 bits cannot decide it, or when it lies beyond 15 standard deviations (mass below 2^-166): with
-    at most 2^41 boundaries within reach, each undecided for two cells of 2^-192 and 10^-60, less than 2^-140 for a value.
+    A value can be wrong only when U, uniform on (0, 1/2), lies in the one cell of 2^-256 that holds a boundary and that 255 bits cannot
+    split, or between a boundary and its computed value (below 10^-90 < 2^-298 away): an interval below 2^-255, of probability 2^-254.
+    Fewer than 2^41 boundaries lie within 18 standard deviations of at most 2^36 units: 2^-213. Nothing is claimed beyond, which has
+    probability below 2^-238. Together less than 2^-212 for a value.
     """
-    return count * 2.0**-140
+    return count * 2.0**-212
 
 
 def rounded_gaussian(count: int, standard_deviation_units: float, generator: SystemGenerator) -> NoiseArray:
@@ -60,10 +63,23 @@ def rounded_gaussian(count: int, standard_deviation_units: float, generator: Sys
         )
     noise = np.zeros(count, dtype=np.int64)
     if standard_deviation_units > 0:
-        for start in range(0, count, _CHUNK):
-            part = noise[start : start + _CHUNK]
-            _draw(part, standard_deviation_units, generator)
+        parts = [noise[start : start + _CHUNK] for start in range(0, count, _CHUNK)]
+        _draw_all(parts, standard_deviation_units, generator)
     return noise
+
+
+def _draw_all(parts: list[NoiseArray], scale: float, generator: SystemGenerator) -> None:
+    """Fill all parts, several at once where torch may use several threads; each takes its own words from the generator."""
+    import torch
+
+    workers = min(torch.get_num_threads(), len(parts))
+    if workers <= 1:
+        for part in parts:
+            _draw(part, scale, generator)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(_draw, part, scale, generator) for part in parts]:
+            done.result()
 
 
 def _draw(noise: NoiseArray, scale: float, generator: SystemGenerator) -> None:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The upper tail of the normal distribution to sixty digits, for the few noise values that double precision cannot decide."""
+"""The upper tail of the normal distribution to ninety digits, for the few noise values that double precision cannot decide."""
 
 from __future__ import annotations
 
 from decimal import Context, Decimal, localcontext
 from functools import cache
 
-DIGITS = 80
+DIGITS = 110
 _PRECISE = Context(prec=DIGITS)
-_NEGLIGIBLE = Decimal(17)  # the tail beyond is below 10^-64
+_NEGLIGIBLE = Decimal(21)  # the tail beyond is below 10^-97
 
 
 def upper_tail(x: Decimal) -> Decimal:
-    """P(Z > x) of a standard normal Z for x >= 0, with an absolute error below 10^-60.
+    """P(Z > x) of a standard normal Z for x >= 0, with an absolute error below 10^-90.
 
-    Series of positive terms (Abramowitz and Stegun 26.2.11): 1/2 - density(x) * (x + x^3/3 + x^5/(3*5) + …).
+    Series of positive terms (Abramowitz and Stegun 26.2.11): 1/2 - density(x) * (x + x^3/3 + x^5/(3*5) + …). Both sides of the difference
+    are at most 1/2 and each of the fewer than 10^4 operations rounds at the 110th digit, so 10^-90 leaves sixteen digits to spare.
     """
     if x > _NEGLIGIBLE:
         return Decimal(0)

@@ -8,15 +8,15 @@ is drawn once, and an exception leaves nothing behind. Each patient's rows must 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
+from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.errors import InputError
-from common.privacy import grad_samplers
-from common.privacy.clipping import MANTISSA_BITS, RowGroups
+from common.privacy import grad_samplers, model_check
+from common.privacy.clipping import MISFIT, RowGroups, values_fit
 from common.privacy.generator import SystemGenerator
 from common.privacy.grid import GRID_BITS
 from common.privacy.patient_optimiser import PatientOptimizer
@@ -24,7 +24,6 @@ from common.privacy.row_gradients import RowGradients
 from common.privacy.step import MicroBatch, StepReport
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
-SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
 
 
 class OpacusStepper:
@@ -49,7 +48,9 @@ class OpacusStepper:
         grid_bits: int = GRID_BITS,
     ) -> None:
         grad_samplers.register()
-        problems = [*_number_problems(clipping_norm, noise_multiplier, divisor, grid_bits), *_model_problems(model, optimiser)]
+        problems = model_check.number_problems(clipping_norm, noise_multiplier, divisor, grid_bits)
+        problems += model_check.model_problems(model, optimiser, GradSampleModule.GRAD_SAMPLERS.keys())
+        problems += grad_samplers.padding_problems(model)
         if problems:
             raise InputError(problems)
         self._row_loss = row_loss
@@ -96,6 +97,8 @@ class OpacusStepper:
     def _accumulate(self, batch: MicroBatch) -> float:
         """Gradients of a micro-batch into the sum; returns its loss, weighted as the gradients are."""
         groups = RowGroups.of(batch)
+        if not bool(values_fit(batch)):
+            raise InputError(MISFIT)
         losses = self._row_loss(self._model(batch.inputs), batch.targets)
         _check_losses(losses, len(batch.inputs))
         weighted = losses * batch.weight
@@ -118,35 +121,3 @@ def _check_losses(losses: Tensor, rows: int) -> None:
             f"row_loss: gave a tensor of shape {list(losses.shape)} for {rows} rows, must be [{rows}]: one number a row, without "
             "reduction; squeeze outputs and targets to [R] (a loss of [R, 1] silently breaks clipping)"
         )
-
-
-def _number_problems(clipping_norm: float, noise_multiplier: float, divisor: float, grid_bits: int) -> list[str]:
-    problems = []
-    if not SMALLEST_NORM <= clipping_norm <= LARGEST_NORM:
-        problems.append(f"clipping_norm: {clipping_norm} is not between {SMALLEST_NORM} and {LARGEST_NORM}")
-    if not 0 <= noise_multiplier < math.inf:
-        problems.append(f"noise_multiplier: {noise_multiplier} is not a number from 0")
-    if not 0 < divisor < math.inf:
-        problems.append(f"divisor: {divisor} is not above 0; it is the public sampling rate times the public nominal size")
-    if not GRID_BITS <= grid_bits <= 48:
-        problems.append(f"grid_bits: {grid_bits} is not between {GRID_BITS} and 48")
-    return problems
-
-
-def _model_problems(model: nn.Module, optimiser: Optimizer) -> list[str]:
-    problems = grad_samplers.unsupported_layers(model)
-    if hasattr(model, "autograd_grad_sample_hooks"):
-        problems.append("the model already has a stepper; close that one first")
-    trainable = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    stepped = {parameter for group in optimiser.param_groups for parameter in group["params"] if parameter.requires_grad}
-    problems += [
-        f"{name}: trainable but not in the optimiser; its gradient would escape the noise"
-        for p, name in trainable.items()
-        if p not in stepped
-    ]
-    if stepped - trainable.keys():
-        problems.append("the optimiser holds parameters that are not the model's; make it from this model's parameters")
-    problems += [
-        f"{name}: {p.dtype} cannot be clipped exactly; use float32" for p, name in trainable.items() if p.dtype not in MANTISSA_BITS
-    ]
-    return problems

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from common.errors import StorageError
@@ -53,7 +52,7 @@ class Outbox:
                 path.unlink(missing_ok=True)
 
     def _path(self, key: ChargeKey) -> Path:
-        name = hashlib.sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()[:32]
+        name = hashlib.sha256(json.dumps([*key.slot, key.message_sha256]).encode()).hexdigest()[:32]  # accounts may be merged later
         return self._folder / f"{_run_name(key.study_id, key.run_id)}-{key.round:09d}-{name}.reply"
 
 

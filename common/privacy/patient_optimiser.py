@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import numpy as np
-import torch
 from opacus.optimizers import DPOptimizer
 from torch.optim import Optimizer
 
 from common.errors import WardroundError
 from common.privacy.clipping import RowGroups, clip_and_sum
 from common.privacy.generator import SystemGenerator
-from common.privacy.grid import grid_step
-from common.privacy.noise import rounded_gaussian
+from common.privacy.integer_noise import set_noisy_gradients
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
@@ -62,14 +58,13 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
 
     def add_noise(self) -> None:
         """Add integer noise to `summed_grad` (none means zero) and put the result, in ordinary units, into `grad`."""
-        sizes = [parameter.numel() for parameter in self.params]
-        deviation = math.ldexp(self.noise_multiplier, self._grid_bits)
-        noise = rounded_gaussian(sum(sizes), deviation, self._system_generator)
-        for parameter, part in zip(self.params, np.split(noise, np.cumsum(sizes)[:-1]), strict=True):
-            total = torch.from_numpy(part).to(parameter.device)
-            if parameter.summed_grad is not None:
-                total += parameter.summed_grad
-            parameter.grad = (total.double() * grid_step(self.max_grad_norm, self._grid_bits)).to(parameter.dtype).view_as(parameter)
+        set_noisy_gradients(
+            self.params,
+            noise_multiplier=self.noise_multiplier,
+            clipping_norm=self.max_grad_norm,
+            grid_bits=self._grid_bits,
+            generator=self._system_generator,
+        )
 
     def scale_grad(self) -> None:
         """Divide by the public divisor."""

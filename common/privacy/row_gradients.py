@@ -40,7 +40,7 @@ class RowGradients(GradSampleModule):  # type: ignore[misc]  # Opacus ships no t
 
     def _remember_source(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Keep the output of a trainable layer before which nothing is trained."""
-        if self.hooks_enabled and not any(value.requires_grad for value in inputs):
+        if self.hooks_enabled and output.requires_grad and not any(value.requires_grad for value in inputs):
             self._sources.append(output)
 
     def capture_backprops_hook(self, module: nn.Module, _inputs: object, forward_output: tuple[Tensor, ...], **_fixed: object) -> None:

@@ -12,9 +12,10 @@ micro-batch, (3) the divisor and the noise were computed from public numbers onl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,7 @@ class MicroBatch:
 
     `inputs` float32 [R, ...]; `targets` [R]; `patient` int64 [R] numbers the patients of this micro-batch 0…G-1 (not ids);
     `weight` float32 [R] is 1/K for each of a patient's K rows and 0 for padding, so a patient's gradient is the mean of their views.
+    `views` is K where the first rows are K of patient 0, K of patient 1, … and only padding follows: engines need not look for it then.
     """
 
     inputs: Tensor
@@ -31,6 +33,19 @@ class MicroBatch:
     patient: Tensor
     weight: Tensor
     patient_count: int
+    views: int | None = None
+
+    def padded(self, rows: int) -> MicroBatch:
+        """The same micro-batch with rows of zeros and weight 0 behind, `rows` in all."""
+        missing = rows - len(self.inputs)
+        if missing <= 0:
+            return self
+        inputs, targets, patient, weight = (_with_zeros(v, missing) for v in (self.inputs, self.targets, self.patient, self.weight))
+        return replace(self, inputs=inputs, targets=targets, patient=patient, weight=weight)
+
+
+def _with_zeros(values: Tensor, rows: int) -> Tensor:
+    return torch.cat((values, values.new_zeros(rows, *values.shape[1:])))
 
 
 @dataclass(frozen=True)

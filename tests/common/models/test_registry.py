@@ -108,7 +108,7 @@ class Odd(nn.Module):
         self.norm = nn.BatchNorm2d(3)
         self.instance = nn.InstanceNorm2d(3, track_running_stats=True)
         self.act = nn.ReLU(inplace=True)
-        self.own = nn.LayerNorm(3)
+        self.own = nn.Bilinear(3, 3, 3)
         self.register_buffer("count", torch.zeros(1), persistent=False)
 
 
@@ -116,7 +116,7 @@ def test_all_problems_are_listed_with_a_remedy_each() -> None:
     with pytest.raises(InputError) as error:
         check_model(Odd())
     text = "\n".join(error.value.problems)
-    for part in ("norm: BatchNorm2d mixes", "use GroupNorm", "act: ReLU works in place", "inplace=False", "own: no rule", "LayerNorm"):
+    for part in ("norm: BatchNorm2d mixes", "use GroupNorm", "act: ReLU works in place", "inplace=False", "own: no rule", "Bilinear"):
         assert part in text
     assert "Odd: buffer 'count'" in text
     assert "instance: buffer 'running_mean'" in text
@@ -151,11 +151,8 @@ def test_a_shared_parameter_is_found() -> None:
 
 
 def test_allowed_layers_and_frozen_ones_of_any_kind_pass() -> None:
-    check_model(
-        nn.Sequential(
-            WSConv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1), nn.LayerNorm(1).requires_grad_(False)
-        )
-    )
+    frozen = nn.Bilinear(1, 1, 1).requires_grad_(False)
+    check_model(nn.Sequential(WSConv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 1), frozen))
 
 
 def test_a_state_survives_the_way_out_and_in() -> None:

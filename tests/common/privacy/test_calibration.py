@@ -7,6 +7,7 @@ from common.errors import StudyError
 from common.privacy import calibration
 from common.privacy.accountant import epsilon_pld, poisson_gaussian
 from common.privacy.calibration import plan_privacy
+from common.privacy.engines import failure_mass
 from common.privacy.grid import relative_sensitivity
 from common.privacy.noise import tail_mass
 from common.study import PatientPrivacy
@@ -29,7 +30,8 @@ def test_the_measured_recipes_come_out(epsilon: float, rate: float, steps: int, 
 )
 def test_a_plan_spends_nearly_all_and_never_more(epsilon: float, rate: float, steps: int) -> None:
     plan = plan_privacy(PatientPrivacy(epsilon=epsilon), rate, steps, PARAMETERS)
-    spent = epsilon_pld([poisson_gaussian(rate, plan.accounted_noise_multiplier, steps)], plan.delta - tail_mass(PARAMETERS * steps))
+    kept = plan.delta - (1 + math.exp(epsilon)) * tail_mass(PARAMETERS * steps) - failure_mass("bookkeeping", steps)
+    spent = epsilon_pld([poisson_gaussian(rate, plan.accounted_noise_multiplier, steps)], kept)
     assert spent == pytest.approx(plan.epsilon, rel=1e-9)
     assert 0.995 * epsilon < plan.epsilon <= epsilon == plan.epsilon_target
 
@@ -40,10 +42,11 @@ def test_rates_so_small_that_hardly_any_noise_is_needed(epsilon: float, rate: fl
     assert 0 <= plan.epsilon <= epsilon and 0.02 < plan.noise_multiplier < 10
 
 
-def test_the_grid_and_float_sums_are_paid_for() -> None:
-    plan = plan_privacy(PatientPrivacy(clipping_norm=0.15), 0.15, 100, 1_000_000)
+@pytest.mark.parametrize(("engine", "float_errors"), [("opacus", 0.0), ("bookkeeping", 2 * math.hypot(2**-10, 2**-8) + 500 * 2**-20)])
+def test_the_grid_and_float_sums_are_paid_for(engine: str, float_errors: float) -> None:
+    plan = plan_privacy(PatientPrivacy(clipping_norm=0.15, engine=engine), 0.15, 100, 1_000_000)
     drawn = plan.noise_multiplier * plan.clipping_norm
-    moved = plan.clipping_norm * (1 + 2.0**-17) + plan.grid_step * math.sqrt(1_000_000)
+    moved = plan.clipping_norm * (1 + 2.0**-17 + float_errors) + plan.grid_step * math.sqrt(1_000_000)
     assert plan.grid_step == 0.15 * 2.0**-20
     assert drawn / moved == pytest.approx(plan.accounted_noise_multiplier, rel=1e-12)
     assert relative_sensitivity(1_000_000) < 1.001
@@ -74,6 +77,14 @@ def test_a_tail_mass_that_is_not_negligible_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(calibration, "tail_mass", lambda count: count * 1e-12)
     with pytest.raises(StudyError, match="delta"):
         plan_privacy(PatientPrivacy(), 0.1, 100, PARAMETERS)
-    monkeypatch.setattr(calibration, "tail_mass", lambda count: count * 1e-15)
+    monkeypatch.setattr(calibration, "tail_mass", lambda count: count * 1e-16)
     plan = plan_privacy(PatientPrivacy(), 0.1, 100, PARAMETERS)
     assert epsilon_pld([poisson_gaussian(0.1, plan.accounted_noise_multiplier, 100)], plan.delta) < plan.epsilon
+
+
+def test_a_wrong_sampler_costs_more_at_a_large_epsilon(monkeypatch) -> None:
+    """Leaving the ideal mechanism and coming back on the neighbour: (1 + e^ε) η."""
+    monkeypatch.setattr(calibration, "tail_mass", lambda count: 1e-8 / (1 + math.exp(8)))
+    plan_privacy(PatientPrivacy(epsilon=7.99), 0.1, 10, PARAMETERS)
+    with pytest.raises(StudyError, match="smaller epsilon"):
+        plan_privacy(PatientPrivacy(epsilon=8.01), 0.1, 10, PARAMETERS)

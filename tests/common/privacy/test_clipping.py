@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.privacy.clipping import RowGroups, clip_and_sum, patient_norms
+from common.privacy.clipping import RowGroups, clip_and_sum, patient_norms, values_fit
 from common.privacy.grid import GRID_BITS, SUMMATION_SLACK, grid_step, relative_sensitivity
 from common.privacy.step import MicroBatch
 
@@ -105,7 +105,38 @@ def test_many_patients_add_up_without_rounding() -> None:
 
 
 def test_what_does_not_fit_together_is_refused_all_at_once() -> None:
-    batch = MicroBatch(torch.zeros(3, 1), torch.zeros(2), torch.tensor([0, 1, 5]), torch.tensor([1.0, 1.0, -1.0]), 2)
+    batch = MicroBatch(torch.zeros(3, 1), torch.zeros(2), torch.tensor([0, 1]), torch.tensor([1.0, 1.0, 1.0]), 2, views=2)
     with pytest.raises(InputError) as error:
         RowGroups.of(batch)
     assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("patient", "weight", "count", "views", "fits"),
+    [
+        ([0, 0, 1, 1], [0.5] * 4, 2, 2, True),
+        ([0, 0, 1, 1, 0, 0], [0.5] * 4 + [0.0] * 2, 2, 2, True),
+        ([1, 0, 1], [1.0, 1.0, 0.5], 2, None, True),
+        ([0, 1, 0, 1], [0.5] * 4, 2, 2, False),
+        ([0, 0, 1, 1], [0.5, 0.5, 0.5, 0.0], 2, 2, False),
+        ([0, 0, 1, 1, 1, 1], [0.5] * 6, 2, 2, False),
+        ([0, 2], [1.0, 1.0], 2, None, False),
+        ([0, -1], [1.0, 1.0], 2, None, False),
+        ([0, 1], [1.0, -1.0], 2, None, False),
+        ([0, 1], [1.0, 1.5], 2, None, False),
+        ([0, 1], [1.0, math.nan], 2, None, False),
+    ],
+)
+def test_values_have_to_fit_too(patient: list[int], weight: list[float], count: int, views: int | None, fits: bool) -> None:
+    rows = len(patient)
+    batch = MicroBatch(torch.zeros(rows, 1), torch.zeros(rows), torch.tensor(patient), torch.tensor(weight), count, views)
+    assert bool(values_fit(batch)) is fits
+
+
+def test_padding_behind_ordered_views_is_left_out() -> None:
+    batch = MicroBatch(torch.zeros(4, 1), torch.zeros(4), torch.tensor([0, 0, 1, 1]), torch.full((4,), 0.5), 2, views=2).padded(10)
+    groups = RowGroups.of(batch)
+    assert (len(batch.inputs), groups.slots, groups.views) == (10, 5, 2)
+    rows = torch.arange(20.0).view(10, 2)
+    assert groups.add_up(rows).tolist() == [[2.0, 4.0], [10.0, 12.0]]
+    assert bool(values_fit(batch))

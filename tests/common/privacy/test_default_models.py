@@ -10,8 +10,10 @@ from torch.nn import functional
 from common.models.base import MedicalModel
 from common.models.registry import build_model
 from common.privacy import grad_samplers
+from common.privacy.bookkeeping.gradients import RULES
+from common.privacy.engines import ENGINES, make_stepper
 from common.privacy.generator import SystemGenerator
-from common.privacy.opacus_engine import OpacusStepper
+from common.privacy.model_check import layer_problems
 from common.privacy.step import MicroBatch
 from common.study import MODEL_NAMES, Study
 
@@ -44,13 +46,15 @@ def reference(model: MedicalModel, inputs: Tensor, targets: Tensor) -> Tensor:
     return total
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_one_private_step(name: str) -> None:
+def test_one_private_step(name: str, engine: str) -> None:
     model, inputs = model_and_inputs(name)
     targets = torch.tensor([0.0, 1.0])
     expected = reference(model.train(), inputs, targets)
     stepped: list[Tensor] = []
-    stepper = OpacusStepper(
+    stepper = make_stepper(
+        engine,
         model,
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
         row_loss,
@@ -72,6 +76,6 @@ def test_one_private_step(name: str) -> None:
 def test_no_layer_falls_to_functorch(name: str) -> None:
     grad_samplers.register()
     model, _ = model_and_inputs(name)
-    assert grad_samplers.unsupported_layers(model) == []
+    assert layer_problems(model, RULES) == []
     trained = [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]
     assert trained and all(type(layer) in GradSampleModule.GRAD_SAMPLERS for layer in trained)

@@ -5,7 +5,8 @@ from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 from common.models.layers import WSConv2d
-from common.privacy.grad_samplers import register, unsupported_layers, ws_conv_grad_samples
+from common.privacy.grad_samplers import padding_problems, register, ws_conv_grad_samples
+from common.privacy.model_check import layer_problems
 from common.privacy.row_gradients import RowGradients
 
 CONVOLUTIONS = [
@@ -17,6 +18,8 @@ CONVOLUTIONS = [
     {"kernel_size": 2, "padding": "valid", "groups": 4, "bias": False},
     {"kernel_size": 1},
 ]
+
+RULES = GradSampleModule.GRAD_SAMPLERS.keys()
 
 
 def row_by_row(model: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -109,7 +112,7 @@ def test_every_problem_of_a_model_is_listed_with_a_remedy() -> None:
             "fine": nn.Linear(2, 2),
         }
     )
-    problems = "\n".join(unsupported_layers(model))
+    problems = "\n".join([*layer_problems(model, RULES), *padding_problems(model)])
     for expected in ("norm: BatchNorm2d", "instance: ", "relu: ReLU", "own: OwnLayer", "reflect: padding_mode"):
         assert expected in problems
     assert "fine" not in problems
@@ -121,6 +124,6 @@ def test_parameters_outside_of_layers_and_models_without_any_are_problems() -> N
             super().__init__()
             self.scale = nn.Parameter(torch.ones(1))
 
-    assert "Scaled" in unsupported_layers(Scaled())[0]
-    assert "unfreeze" in unsupported_layers(nn.ReLU())[0]
-    assert unsupported_layers(nn.Linear(2, 1)) == []
+    assert "Scaled" in layer_problems(Scaled(), RULES)[0]
+    assert "unfreeze" in layer_problems(nn.ReLU(), RULES)[0]
+    assert layer_problems(nn.Linear(2, 1), RULES) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import StorageError
-from common.privacy.charges import ChargeKey, Outbox
+from common.privacy.charges import ChargeKey, Line, Outbox
 
 KEY = ChargeKey("account", "study/../..", "run id with spaces", 3, "0" * 64)
 
@@ -24,11 +24,12 @@ def test_an_unreleased_reply_is_replaced_and_keys_do_not_meet(tmp_path: Path) ->
     outbox = Outbox(tmp_path)
     outbox.store(KEY, b"first attempt")
     outbox.store(KEY, b"second attempt")
-    others = [replace(KEY, account="other"), replace(KEY, message_sha256="1" * 64), replace(KEY, run_id="other")]
+    others = [replace(KEY, line=Line.HELD_OUT), replace(KEY, message_sha256="1" * 64), replace(KEY, run_id="other")]
     for other in others:
         assert outbox.load(other) is None
         outbox.store(other, b"other")
     assert outbox.load(KEY) == b"second attempt"
+    assert outbox.load(replace(KEY, account="merged")) == b"second attempt", "an account may get another name"
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

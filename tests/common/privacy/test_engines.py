@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conformance of the engine: each private step against a loop over patients with plain autograd, and everything that may go wrong."""
+"""Conformance of every engine: each private step against a loop over patients with plain autograd, and everything that may go wrong."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +12,17 @@ from torch.nn import functional
 
 from common.errors import InputError
 from common.models.layers import WSConv2d
+from common.privacy import engines
 from common.privacy.generator import SystemGenerator
-from common.privacy.opacus_engine import OpacusStepper
 from common.privacy.step import MicroBatch
 
 DIVISOR = 8.0
+ENGINE = "opacus"
+
+
+@pytest.fixture(params=engines.ENGINES, autouse=True)
+def _each_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ENGINE", request.param)
 
 
 class CountingGenerator(SystemGenerator):
@@ -58,10 +65,10 @@ def make_net(dtype: torch.dtype = torch.float64, seed: int = 0) -> SmallNet:
 
 def make_stepper(
     model: nn.Module, *, learning_rate: float = 1.0, noise: float = 0.0, norm: float = 1.0, bits: int = 48, **options
-) -> OpacusStepper:
+) -> engines.ClosableStepper:
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     settings = {"clipping_norm": norm, "noise_multiplier": noise, "divisor": DIVISOR, "generator": SystemGenerator(), "grid_bits": bits}
-    return OpacusStepper(model, optimiser, options.pop("loss", row_loss), **(settings | options))
+    return engines.make_stepper(ENGINE, model, optimiser, options.pop("loss", row_loss), **(settings | options))
 
 
 def batch(patient: list[int], *, padding: int = 0, seed: int = 1, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> MicroBatch:
@@ -92,7 +99,7 @@ def clipped_sum(model: nn.Module, batches: list[MicroBatch], norm: float, loss: 
     return total
 
 
-def step_of(model: nn.Module, stepper: OpacusStepper, batches: list[MicroBatch]) -> list[Tensor]:
+def step_of(model: nn.Module, stepper: engines.ClosableStepper, batches: list[MicroBatch]) -> list[Tensor]:
     """What a step with learning rate 1 subtracts, times the divisor: the noisy sum."""
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     stepper.private_step(batches)
@@ -155,7 +162,7 @@ def test_noise_is_drawn_once_a_step(count: int) -> None:
     stepper = make_stepper(model, noise=1.0, bits=20, generator=generator)
     stepper.private_step([batch([0, 1], dtype=torch.float32, seed=seed) for seed in range(count)])
     size = sum(p.numel() for p in model.parameters())
-    assert generator.draws[0] == size and sum(generator.draws[1:]) <= 4  # a few more words only where 63 bits do not decide
+    assert size <= sum(generator.draws) <= size + 4  # a few more words only where 63 bits do not decide
 
 
 def test_thirty_images_of_one_patient_move_the_sum_by_at_most_the_norm() -> None:
@@ -209,7 +216,8 @@ def test_forward_passes_outside_of_a_step_do_not_matter() -> None:
     model = make_net()
     reference = clipped_sum(model, [part], 0.5)
     stepper = make_stepper(model, norm=0.5)
-    with pytest.warns(UserWarning, match="Full backward hook"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook")  # Opacus' hooks
         model(part.inputs * 100).sum().backward()
     model.eval()
     model(part.inputs)
@@ -333,7 +341,8 @@ def test_a_model_that_cannot_be_trained_privately_is_refused() -> None:
 def test_parameters_that_the_optimiser_does_not_hold_are_refused() -> None:
     model = make_net()
     with pytest.raises(InputError) as error:
-        OpacusStepper(
+        engines.make_stepper(
+            ENGINE,
             model,
             torch.optim.SGD([*model.head.parameters(), nn.Parameter(torch.ones(1))], lr=1),
             row_loss,

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise on an integer sum, and the way back to ordinary units: the same for every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.privacy.generator import SystemGenerator
+from common.privacy.grid import grid_step
+from common.privacy.noise import NoiseArray, rounded_gaussian
+
+AT_ONCE: Final = 1 << 17  # numbers drawn and converted at once: noise of a large model never lies in memory whole
+
+
+def set_noisy_gradients(
+    parameters: Sequence[Tensor],
+    *,
+    noise_multiplier: float,
+    clipping_norm: float,
+    grid_bits: int,
+    generator: SystemGenerator,
+) -> None:
+    """Put each `summed_grad` plus noise into `grad`, in ordinary units, and drop it.
+
+    `summed_grad` is whole numbers [n] in grid steps, None means zero. Every parameter's number gets one number of noise, drawn once.
+    """
+    noise = _Noise(sum(parameter.numel() for parameter in parameters), math.ldexp(noise_multiplier, grid_bits), generator)
+    step = grid_step(clipping_norm, grid_bits)
+    for parameter in parameters:
+        total: Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
+        gradient = torch.empty_like(parameter, requires_grad=False).view(-1)
+        for first in range(0, len(gradient), AT_ONCE):
+            part = gradient[first : first + AT_ONCE]
+            integers = torch.from_numpy(noise.take(len(part))).to(part.device)
+            if total is not None:
+                integers += total[first : first + AT_ONCE]
+            part.copy_(integers.double().mul_(step))
+        parameter.summed_grad = None  # type: ignore[attr-defined]
+        parameter.grad = gradient.view_as(parameter)
+
+
+class _Noise:
+    """`count` numbers of noise, handed out in order; small parameters share a draw."""
+
+    def __init__(self, count: int, deviation: float, generator: SystemGenerator) -> None:
+        self._missing = count
+        self._deviation = deviation
+        self._generator = generator
+        self._drawn: NoiseArray = np.zeros(0, dtype=np.int64)
+
+    def take(self, count: int) -> NoiseArray:
+        """The next numbers, int64 [count]."""
+        if count > len(self._drawn):
+            more = max(count - len(self._drawn), min(AT_ONCE, self._missing))
+            self._drawn = np.concatenate((self._drawn, rounded_gaussian(more, self._deviation, self._generator)))
+            self._missing -= more
+        taken, self._drawn = self._drawn[:count].copy(), self._drawn[count:]
+        return taken
