@@ -9,9 +9,6 @@ the cause goes to the site's own log.
 from __future__ import annotations
 
 import os
-import sys
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +16,8 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.site import SiteSource, log_path, site_from_table
+from client.site import SiteSource, site_from_table
+from client.site_log import keep_room, log_failure
 from common.errors import ProtocolError, RefusedError, WardroundError
 from common.protocol import Refusal, RefusalCode
 
@@ -59,6 +57,7 @@ class SiteApp:
         folder: Path | None = None
         try:
             folder = self._site_source(context)
+            keep_room(folder)
             return self._bench().answer(folder, message.content)
         except RefusedError as error:
             return self._refuse(known_code(error.code), folder, error)
@@ -84,19 +83,6 @@ class SiteApp:
 def known_code(code: str) -> RefusalCode:
     """The refusal code as it may leave; a code of the site's own bookkeeping leaves as TRAINING_FAILED."""
     return RefusalCode(code) if code in RefusalCode.__members__ else RefusalCode.TRAINING_FAILED
-
-
-def log_failure(folder: Path | None, code: RefusalCode, error: Exception) -> None:
-    """Write the cause of a refusal to the site's own log; to the process's error output when there is none or its disk is full."""
-    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {code.value}: {''.join(traceback.format_exception(error))}"
-    try:
-        if folder is not None and folder.is_dir():
-            with log_path(folder).open("a", encoding="utf-8") as file:
-                file.write(text)
-            return
-    except OSError:
-        pass
-    sys.stderr.write(text)
 
 
 def create_app(site_source: SiteSource) -> ClientApp:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a round is charged, trained and released, so that every update that left has exactly one charge.
+"""The order in which something that leaves is charged, made and released, so that all that left has exactly one charge.
 
-    open()    reserve, durable before the first gradient     (or: this round left already, here are its stored bytes)
-    ...       training
+    open()    reserve, durable before the first gradient     (or: this left already, here are its stored bytes)
+    ...       training, or counting
     close()   reply into the outbox, `releasing` durable     only then may the first byte leave
 
-One process at a time does this for a site (`lock`). Killed between open and close, nothing has left: the same round trains anew under
+One process at a time does this for a site (`lock`). Killed between open and close, nothing has left: the same round is done anew under
 the same charge. Killed after close, the stored bytes are sent again. A reply that is missing from the outbox after `releasing` is never
 computed again.
 """
@@ -13,46 +13,113 @@ computed again.
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from client.ledger.book import Ledger
 from client.site import Site
 from common.errors import RefusedError, StorageError
 from common.files import locked
-from common.privacy.accountant import UNPROTECTED_JSON, epsilon_pld, event_to_json, poisson_gaussian
-from common.privacy.calibration import PrivacyPlan
-from common.privacy.charges import ChargeBook, ChargeKey, Outbox, Standing
+from common.privacy.accountant import (
+    UNPROTECTED_JSON,
+    epsilon_pld,
+    epsilon_rdp,
+    event_from_json,
+    event_to_json,
+    is_unprotected,
+    poisson_gaussian,
+)
+from common.privacy.calibration import LARGEST_TAIL_SHARE, PrivacyPlan
+from common.privacy.charges import ChargeKey, Outbox, Standing
 from common.protocol import FloatArray, Instruction, RefusalCode, Update
 from common.study import PatientPrivacy, Study
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 KEPT_REPLIES = 2
 """As many as the server keeps checkpoints: it may go back by one round when its newest checkpoint is damaged."""
 
 
 @dataclass(frozen=True)
+class ChargedRelease:
+    """One thing that leaves a site, charged exactly once. `event_json` is its mechanism, `steps` how many times it draws noise."""
+
+    site: Site
+    key: ChargeKey
+    event_json: str
+    steps: int
+    book: Ledger
+    outbox: Outbox
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes of this site away from open to close: two must never make one release under one charge."""
+        return locked(self.site.folder / "round.lock")
+
+    def open(self) -> bytes | None:
+        """Charge it, durably, before it is made. Returns the stored bytes if it was released before.
+
+        Raises RefusedError ROUND_CONFLICT, or ROUND_LOST when it was released and the bytes are missing or damaged.
+        """
+        if self.book.reserve(self.key, self.event_json, self.steps) is not Standing.RESEND:
+            return None
+        try:
+            stored = self.outbox.load(self.key)
+        except StorageError as error:
+            raise self.lost(f"the stored reply of round {self.key.round} is damaged ({error})") from error
+        if stored is None:
+            raise self.lost(f"round {self.key.round} was released and is not in the outbox any more")
+        if hashlib.sha256(stored).hexdigest() != self._released_sha256():
+            raise self.lost(f"what is stored for round {self.key.round} is not what was released")
+        return stored
+
+    def close(self, reply: bytes) -> None:
+        """Make the reply durable and mark it as leaving; replies that are surely not asked for again are deleted."""
+        self.book.releasing(self.key, self.outbox.store(self.key, reply))
+        self.outbox.discard_before(self.key.study_id, self.key.run_id, self.key.round - KEPT_REPLIES + 1)
+
+    def abandon(self) -> None:
+        """Take the charge back. Only for the caller who has surely computed no gradient since `open`; a retry stays charged."""
+        with suppress(RefusedError):
+            self.book.settle_to_zero(self.key)
+
+    def lost(self, reason: str) -> RefusedError:
+        """The refusal for a release that left once and cannot be sent again."""
+        return RefusedError(RefusalCode.ROUND_LOST, reason)
+
+    def _released_sha256(self) -> str | None:
+        return next((charge.reply_sha256 for charge in self.book.charges() if charge.key.slot == self.key.slot), None)
+
+
+@dataclass(frozen=True)
 class ChargedRound:
-    """One round of one study at one site. `plan` is None without privacy."""
+    """One training round of one study at one site. `plan` is None without privacy."""
 
     site: Site
     study: Study
     instruction: Instruction
     plan: PrivacyPlan | None
-    book: ChargeBook
+    book: Ledger
     outbox: Outbox
     account: str
 
     @cached_property
-    def key(self) -> ChargeKey:
-        """What the charge is for; the account is the training patients, not the cohort's name."""
-        return ChargeKey(self.account, self.study.id, self.instruction.run_id, self.instruction.round, self.instruction.sha256)
+    def release(self) -> ChargedRelease:
+        """What is charged; the account is the patients, not the cohort's name."""
+        instruction = self.instruction
+        key = ChargeKey(self.account, self.study.id, instruction.run_id, instruction.round, instruction.sha256)
+        return ChargedRelease(self.site, key, self._event_json(), self.study.training.local_steps, self.book, self.outbox)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes of this site away from open to close: two must never train one round under one charge."""
-        return locked(self.site.folder / "round.lock")
+        """See `ChargedRelease.lock`."""
+        return self.release.lock()
 
     def open(self) -> Update | None:
         """Charge the round before it trains. Returns the stored update if it was released before.
@@ -60,30 +127,28 @@ class ChargedRound:
         Raises RefusedError: ROUND_CONFLICT, ROUND_LOST, BUDGET_EXHAUSTED.
         """
         self._check_round_number()
-        self._check_budget()
-        reservation = self.book.reserve(self.key, self._event_json(), self.study.training.local_steps)
-        if reservation is not Standing.RESEND:
+        if self.plan is not None and isinstance(self.study.privacy, PatientPrivacy):
+            planned = poisson_gaussian(self.plan.sampling_rate, self.plan.accounted_noise_multiplier, self.plan.steps)
+            privacy = self.study.privacy
+            check_budget(self.site, self.book, self.release.key, [planned], epsilon=privacy.epsilon, delta=privacy.delta)
+        stored = self.release.open()
+        if stored is None:
             return None
-        return Update(self.instruction.run_id, self.instruction.round, self.site.name, self._stored_delta())
+        return Update(self.instruction.run_id, self.instruction.round, self.site.name, self._delta(stored))
 
     def close(self, update: Update) -> None:
         """Make the update durable and mark it as leaving."""
-        self.book.releasing(self.key, self.outbox.store(self.key, save(dict(update.delta))))
-        self.outbox.discard_before(self.study.id, self.instruction.run_id, self.instruction.round - KEPT_REPLIES + 1)
+        self.release.close(save(dict(update.delta)))
 
-    def _stored_delta(self) -> dict[str, FloatArray]:
-        """The tensors that were released before. Raises RefusedError ROUND_LOST when they are missing or damaged."""
+    def abandon(self) -> None:
+        """See `ChargedRelease.abandon`."""
+        self.release.abandon()
+
+    def _delta(self, stored: bytes) -> dict[str, FloatArray]:
         try:
-            stored = self.outbox.load(self.key)
-            if stored is None:
-                raise RefusedError(RefusalCode.ROUND_LOST, f"round {self.instruction.round} was released and is not in the outbox any more")
-            if hashlib.sha256(stored).hexdigest() not in {charge.reply_sha256 for charge in self.book.charges() if charge.key == self.key}:
-                raise RefusedError(RefusalCode.ROUND_LOST, f"what is stored for round {self.instruction.round} is not what was released")
             return dict(load(stored))
-        except (StorageError, SafetensorError) as error:
-            raise RefusedError(
-                RefusalCode.ROUND_LOST, f"the stored reply of round {self.instruction.round} is damaged ({error})"
-            ) from error
+        except SafetensorError as error:
+            raise self.release.lost(f"the stored reply of round {self.instruction.round} is damaged ({error})") from error
 
     def _event_json(self) -> str:
         """What the round's steps are to the accountant."""
@@ -98,18 +163,50 @@ class ChargedRound:
                 RefusalCode.BUDGET_EXHAUSTED, f"round {self.instruction.round} is not among the {self.study.federation.rounds} of the study"
             )
 
-    def _check_budget(self) -> None:
-        """What other runs spent on these patients counts too: the whole history composed with this run's plan, by PLD."""
-        privacy = self.study.privacy
-        if self.plan is None or not isinstance(privacy, PatientPrivacy):
-            return
-        earlier = self.book.spent_outside(self.account, self.study.id, self.instruction.run_id)
-        if not earlier:
-            return
-        planned = poisson_gaussian(self.plan.sampling_rate, self.plan.accounted_noise_multiplier, self.plan.steps)
-        epsilon = epsilon_pld([*earlier, planned], privacy.delta)
-        if epsilon > privacy.epsilon:
-            raise RefusedError(
-                RefusalCode.BUDGET_EXHAUSTED,
-                f"earlier runs and this one together would spend ε={epsilon:.3f}, allowed are {privacy.epsilon}",
-            )
+
+def check_budget(site: Site, book: Ledger, key: ChargeKey, planned: Sequence[DpEvent], *, epsilon: float, delta: float) -> None:
+    """May this run charge `planned` (all that it will ever charge) to the account and line of `key`?
+
+    `planned` alone costs at most `epsilon` at the study's `delta`. The whole history of that account and line composed with it, by PLD at
+    the account's δ, must not exceed the site's cap, or `epsilon` where the site has none. RDP may say yes early and never refuses.
+    The share of δ that each study's noise sampler may need is taken out again for each.
+
+    Raises RefusedError BUDGET_EXHAUSTED; STUDY_NOT_APPROVED for a δ above the account's.
+    """
+    if delta > book.delta(key.account):
+        raise RefusedError(
+            RefusalCode.STUDY_NOT_APPROVED, f"the study's δ {delta:g} is above {book.delta(key.account):g}, that of the account"
+        )
+    cap = epsilon if site.settings.epsilon_cap is None else site.settings.epsilon_cap
+    earlier = book.spent_outside(key)
+    protected = [event for event in earlier if not is_unprotected(event)]
+    if len(protected) < len(earlier) and not site.settings.train_after_unprotected.strip():
+        raise RefusedError(
+            RefusalCode.BUDGET_EXHAUSTED,
+            f"something left without protection before ({key.line} line), so these patients are not protected any more; "
+            "if private studies shall go on all the same, say why in train_after_unprotected of site.json",
+        )
+    if protected or epsilon > cap:
+        _check_epsilon(tuple(sorted(event_to_json(event) for event in [*protected, *planned])), _usable_delta(book, key), cap)
+
+
+def _check_epsilon(whole: tuple[str, ...], delta: float, cap: float) -> None:
+    epsilon = composed_epsilon(whole, delta, cap) if delta > 0 else math.inf
+    if epsilon > cap:
+        raise RefusedError(
+            RefusalCode.BUDGET_EXHAUSTED, f"earlier runs and this one together would spend ε={epsilon:.3f}, allowed are {cap:g}"
+        )
+
+
+@lru_cache(maxsize=256)
+def composed_epsilon(whole: tuple[str, ...], delta: float, enough: float) -> float:
+    """ε of a whole history: by RDP if that is at most `enough`, else by PLD. Sites with equal histories share one computation."""
+    events = [event_from_json(event) for event in whole]
+    early = epsilon_rdp(events, delta)
+    return early if early <= enough else epsilon_pld(events, delta)
+
+
+def _usable_delta(book: Ledger, key: ChargeKey) -> float:
+    """δ of the account without what the noise samplers of all its runs and of this one may need."""
+    runs = {(charge.key.study_id, charge.key.run_id) for charge in book.history(key.account, key.line)} | {(key.study_id, key.run_id)}
+    return book.delta(key.account) * (1 - LARGEST_TAIL_SHARE * len(runs))

@@ -16,21 +16,25 @@ from flwr.app import RecordDict
 from pydantic import ValidationError
 
 from client.charging import ChargedRound
-from client.evaluator import score
+from client.evaluator import BinPlacer, score
 from client.journal import RoundEntry, append_entry
+from client.ledger.book import Ledger
+from client.measuring import measurement
 from client.plain_trainer import PlainTrainer
 from client.rows import FeatureRows, ImageRows, RowSource
-from client.site import Site, evaluation_path, journal_path
+from client.scores import SiteScores, by_patient
+from client.site import Site, evaluation_path, journal_path, open_ledger
+from client.site_log import log_failure
 from client.trainer import LocalResult, Trainer, TrainingData
 from common.data.cohort import Dataset, Split
 from common.data.features import open_features
-from common.errors import RefusedError, WardroundError
+from common.errors import ProtocolError, RefusedError, WardroundError
 from common.files import cache_folder
 from common.models.registry import build_model, load_state
 from common.privacy.accountant import epsilon_rdp, poisson_gaussian
 from common.privacy.calibration import PrivacyPlan, plan_privacy
-from common.privacy.charges import ChargeBook, ChargeFile, Outbox
-from common.protocol import Evaluated, Instruction, RefusalCode, Update
+from common.privacy.charges import Outbox
+from common.protocol import CountArray, Evaluated, Instruction, RefusalCode, Update, receipt_of, with_head
 from common.study import PatientPrivacy, Study
 
 if TYPE_CHECKING:
@@ -47,15 +51,19 @@ class Workbench:
         self._studies: dict[str, StudyBench] = {}
 
     def answer(self, folder: Path, records: RecordDict) -> RecordDict:
-        """Reply to one instruction for the site in `folder`. Raises RefusedError, ProtocolError, DataError."""
+        """Reply to one instruction for the site in `folder`, with the ledger's head. Raises RefusedError, ProtocolError, DataError."""
         instruction = Instruction.from_records(records)
         bench = self._study_bench(instruction.study)
         site = self._site(folder)
         check_permission(bench.study, site)
-        if not instruction.train:
-            bench.evaluate(site, instruction)
-            return Evaluated(instruction.run_id, instruction.round, site.name).to_records()
-        return bench.train(site, instruction).to_records()
+        bench.check_ledger(site, receipt_of(records))
+        return with_head(self._reply(bench, site, instruction).to_records(), bench.ledger_head(site))
+
+    def _reply(self, bench: StudyBench, site: Site, instruction: Instruction) -> Update | Evaluated:
+        if instruction.train:
+            return bench.train(site, instruction)
+        scores = bench.evaluate(site, instruction)
+        return Evaluated(instruction.run_id, instruction.round, site.name, bench.measure(site, instruction, scores))
 
     def _site(self, folder: Path) -> Site:
         if folder not in self._sites:
@@ -78,24 +86,31 @@ class StudyBench:
         self._plan = self._make_plan()
         self._trainers: dict[int, Trainer] = {}
         self._data: dict[Path, TrainingData] = {}
-        self._books: dict[Path, ChargeBook] = {}
+        self._books: dict[Path, Ledger] = {}
+        self._bins = BinPlacer(study, device)
 
     def train(self, site: Site, instruction: Instruction) -> Update:
         """One round: check, charge, train, store, release. A round that was released before is sent again as it was."""
         data, trainer = self._training_data(site), self._trainer(site.nominal_patients)
         load_state(self._model, instruction.model)
         charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox), data.account)
+        measured = measurement(site, self.study, instruction, self._book(site), data.account)
         with charged.lock():
+            if measured is not None:
+                measured.check()
             earlier = charged.open()
-            return self._train_charged(charged, trainer, data) if earlier is None else earlier
+            if earlier is not None:
+                return earlier
+            if measured is not None:
+                measured.reserve()
+            return self._train_charged(charged, trainer, data)
 
     def _train_charged(self, charged: ChargedRound, trainer: Trainer, data: TrainingData) -> Update:
         """Train a round that is charged. Raises RefusedError TRAINING_FAILED for every cause of ours: causes are not told apart outside."""
         site, instruction = charged.site, charged.instruction
         started = time.perf_counter()
         try:
-            if instruction.evaluate:
-                self.evaluate(site, instruction)
+            self._evaluate_incoming(charged)
             result = trainer.train(data, instruction.model, instruction.round)
             update = Update(instruction.run_id, instruction.round, site.name, result.delta)
             charged.close(update)
@@ -105,16 +120,49 @@ class StudyBench:
             append_entry(journal_path(site.folder), self._journal_entry(instruction, result, time.perf_counter() - started))
         return update
 
-    def evaluate(self, site: Site, instruction: Instruction) -> None:
+    def _evaluate_incoming(self, charged: ChargedRound) -> None:
+        """The evaluation that rides on a round; it comes before the first gradient, so if it fails the round may cost nothing."""
+        if charged.instruction.evaluate:
+            try:
+                self.evaluate(charged.site, charged.instruction)
+            except WardroundError:
+                charged.abandon()
+                raise
+
+    def evaluate(self, site: Site, instruction: Instruction) -> SiteScores:
         """Score the incoming model on the held-out patients, into the site's own folder."""
         load_state(self._model, instruction.model)
         finished_rounds = instruction.round - 1 if instruction.train else instruction.round
         scores = score(self._model, site.cohort, self._training_data(site).rows, self.study.task)
         scores.write(evaluation_path(site.folder, finished_rounds))
+        return scores
 
-    def _book(self, site: Site) -> ChargeBook:
+    def check_ledger(self, site: Site, receipt: str | None) -> None:
+        """Keep the receipt that came along; a bad one is ignored and logged. Raises RefusedError LEDGER_BEHIND after a rollback."""
+        book = self._book(site)
+        try:
+            if receipt is not None:
+                book.take_receipt(receipt)
+        except ProtocolError as error:
+            log_failure(site.folder, RefusalCode.PROTOCOL_MISMATCH, ProtocolError(f"ignored: {error}"))
+        book.check_not_behind()
+
+    def ledger_head(self, site: Site) -> str:
+        """The signed head of the site's ledger as it is now."""
+        return self._book(site).signed_head()
+
+    def measure(self, site: Site, instruction: Instruction, scores: SiteScores) -> CountArray | None:
+        """The histogram with noise that the study plans for this model; None where it plans none. Charged to the held-out patients."""
+        measured = measurement(site, self.study, instruction, self._book(site), self._training_data(site).account)
+        if measured is None or not measured.is_asked:
+            return None
+        with measured.lock():
+            measured.check()
+            return measured.take(by_patient(scores, measured.plan.questions), self._bins.edges(self._model, measured.plan.bins))
+
+    def _book(self, site: Site) -> Ledger:
         if site.folder not in self._books:
-            self._books[site.folder] = ChargeFile(site.charges_path)
+            self._books[site.folder] = open_ledger(site.folder)
         return self._books[site.folder]
 
     def _trainer(self, nominal_patients: int) -> Trainer:
@@ -157,7 +205,7 @@ class StudyBench:
             raise RefusedError(
                 RefusalCode.NOT_READY, f"{len(patients)} training patients, the study asks for {self.study.data.min_patients}"
             )
-        account = site.cohort.account(Split.TRAIN)
+        account = self._book(site).register(site.patient_ids(), site.settings.delta)
         return TrainingData(site.name, account, site.cohort.dataset, patients, self._row_source(site.cohort.dataset))
 
     def _row_source(self, dataset: Dataset) -> RowSource:

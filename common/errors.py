@@ -9,7 +9,8 @@
     |-- RunInterrupted             4  stopped by the user or a signal; `--resume` continues
     |-- ProtocolError              5  the other end sent something that does not fit the protocol
     |-- StorageError               6  disk full, not writable, or a stored file is damaged
-    `-- FederationError            7  too few sites answered
+    |-- FederationError            7  too few sites answered
+    `-- AuditFailed                8  the audit refuted the claim of privacy, or could not test it
 
 A message says what was wrong, where, and what to do. Several problems of one input are raised together.
 """
@@ -31,6 +32,7 @@ class ExitCode(IntEnum):
     PROTOCOL = 5
     STORAGE = 6
     FEDERATION = 7
+    AUDIT = 8
 
 
 EXIT_CODE_HELP: dict[ExitCode, str] = {
@@ -42,6 +44,7 @@ EXIT_CODE_HELP: dict[ExitCode, str] = {
     ExitCode.PROTOCOL: "the other end sent something that does not fit the protocol",
     ExitCode.STORAGE: "storage: disk full, not writable, or a stored file is damaged",
     ExitCode.FEDERATION: "too few sites answered",
+    ExitCode.AUDIT: "the audit refuted the claim of privacy, or could not test it",
 }
 
 
@@ -101,3 +104,9 @@ class FederationError(WardroundError):
     """Too few sites answered to go on."""
 
     exit_code = ExitCode.FEDERATION
+
+
+class AuditFailed(WardroundError):
+    """The audit's bound is above the claim, or its control was not caught."""
+
+    exit_code = ExitCode.AUDIT

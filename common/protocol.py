@@ -18,7 +18,7 @@ import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,18 @@ from common.errors import ProtocolError
 PROTOCOL_VERSION = 1
 MAX_ARRAY_BYTES = 1 << 30
 MAX_STUDY_CHARACTERS = 1 << 20
+MAX_HEAD_CHARACTERS = 1 << 22
 FACTS = "wardround"
 MODEL = "model"
+COUNTS = "counts"
+LARGEST_COUNT = 10**9
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 FloatArray = npt.NDArray[np.float32]
+CountArray = npt.NDArray[np.int64]
 Arrays = Mapping[str, FloatArray]
 Shapes = Mapping[str, tuple[int, ...]]
+AnyRecord = TypeVar("AnyRecord", ArrayRecord, ConfigRecord)
 
 
 class RefusalCode(StrEnum):
@@ -45,6 +50,7 @@ class RefusalCode(StrEnum):
     STUDY_NOT_APPROVED = "STUDY_NOT_APPROVED"
     PROTOCOL_MISMATCH = "PROTOCOL_MISMATCH"
     BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
+    LEDGER_BEHIND = "LEDGER_BEHIND"
     ROUND_CONFLICT = "ROUND_CONFLICT"
     ROUND_LOST = "ROUND_LOST"
     NOT_READY = "NOT_READY"
@@ -108,16 +114,21 @@ class Update:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Site to server: the model was evaluated; the result stays at the site."""
+    """Site to server: the model was evaluated. Exact results stay at the site.
+
+    `counts` is the histogram of held-out patients' scores with noise, int64 [questions, 2, bins]; None where the study plans none.
+    """
 
     run_id: str
     round: int
     site: str
+    counts: CountArray | None = None
 
     def to_records(self) -> RecordDict:
         """Write the reply into Flower records."""
         facts = _facts("evaluated", {"run_id": self.run_id, "round": self.round, "site": self.site})
-        return RecordDict({FACTS: facts, "metrics": MetricRecord({"num-examples": 1})})
+        counts = {} if self.counts is None else {COUNTS: ArrayRecord({COUNTS: Array(self.counts)})}
+        return RecordDict({FACTS: facts, "metrics": MetricRecord({"num-examples": 1}), **counts})
 
 
 @dataclass(frozen=True)
@@ -135,10 +146,43 @@ class Refusal:
 Reply = Update | Evaluated | Refusal
 
 
-def read_reply(records: RecordDict, *, run_id: str, round_number: int, shapes: Shapes) -> Reply:
+def with_head(records: RecordDict, head: str) -> RecordDict:
+    """A reply that carries the signed head of the site's ledger."""
+    return _with_fact(records, "ledger_head", head)
+
+
+def head_of(records: RecordDict) -> str | None:
+    """The head that rides on a reply, as the site wrote it; None if there is none or it cannot be one."""
+    return _fact_text(records, "ledger_head")
+
+
+def with_receipt(records: RecordDict, receipt: str) -> RecordDict:
+    """An instruction that carries the receipt of one site, which is no part of `Instruction.sha256`: it may come with another."""
+    return _with_fact(records, "ledger_receipt", receipt)
+
+
+def receipt_of(records: RecordDict) -> str | None:
+    """The receipt that rides on an instruction; None if there is none."""
+    return _fact_text(records, "ledger_receipt")
+
+
+def _with_fact(records: RecordDict, name: str, text: str) -> RecordDict:
+    """The same records (tensors are shared, not copied) with one fact more."""
+    return RecordDict({**records, FACTS: ConfigRecord({**(_record(records, FACTS, ConfigRecord) or {}), name: text})})
+
+
+def _fact_text(records: RecordDict, name: str) -> str | None:
+    facts = _record(records, FACTS, ConfigRecord)
+    text = facts.get(name) if facts is not None else None
+    return text if isinstance(text, str) and len(text) <= MAX_HEAD_CHARACTERS else None
+
+
+def read_reply(
+    records: RecordDict, *, run_id: str, round_number: int, shapes: Shapes, counts_shape: tuple[int, ...] | None = None
+) -> Reply:
     """Read and check a reply to the instruction of `run_id` and `round_number`, whose model had `shapes`.
 
-    Raises ProtocolError with every problem found.
+    An evaluation brings a histogram of `counts_shape`, or none if that is None. Raises ProtocolError with every problem found.
     """
     kind = _Reader.kind_of(records)
     reader = _Reader(records, kind)
@@ -149,7 +193,7 @@ def read_reply(records: RecordDict, *, run_id: str, round_number: int, shapes: S
             f"{kind}: belongs to run {reader.text('run_id')[:8]} round {reader.count('round')}, not to round {round_number}"
         )
     if kind == "evaluated":
-        return Evaluated(run_id, round_number, reader.site())
+        return Evaluated(run_id, round_number, reader.site(), reader.counts(counts_shape))
     if kind == "update":
         return Update(run_id, round_number, reader.site(), reader.arrays(shapes))
     raise ProtocolError(f"reply: unknown kind {kind[:40]!r}; expected update, evaluated or refusal")
@@ -175,6 +219,16 @@ def _array_record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
+def _record(records: RecordDict, name: str, kind: type[AnyRecord]) -> AnyRecord | None:
+    """The record of that name, if it is of that kind.
+
+    Flower's own views (`config_records`, `array_records`) tie a message into a reference cycle, and every tensor in it would stay in memory
+    until the garbage collector happens to run.
+    """
+    record = records.get(name)
+    return record if isinstance(record, kind) else None
+
+
 class _Reader:
     """Typed access to the records of one message."""
 
@@ -191,7 +245,7 @@ class _Reader:
 
     @staticmethod
     def _facts_of(records: RecordDict) -> ConfigRecord:
-        facts = records.config_records.get(FACTS)
+        facts = _record(records, FACTS, ConfigRecord)
         if facts is None:
             raise ProtocolError(f"message has no record {FACTS!r}; the other end is not Wardround")
         return facts
@@ -227,7 +281,7 @@ class _Reader:
 
     def arrays(self, shapes: Shapes | None = None) -> dict[str, FloatArray]:
         """All tensors, checked; against `shapes` too if given."""
-        record = self._records.array_records.get(MODEL)
+        record = _record(self._records, MODEL, ArrayRecord)
         if record is None:
             raise ProtocolError(f"{self._kind}: has no record {MODEL!r}")
         problems = _name_problems(record, shapes) if shapes is not None else []
@@ -239,6 +293,23 @@ class _Reader:
         if problems:
             raise ProtocolError(f"{self._kind}: " + "; ".join(problems))
         return cast(dict[str, FloatArray], arrays)
+
+    def counts(self, shape: tuple[int, ...] | None) -> CountArray | None:
+        """The histogram of an evaluation, checked; None where none was asked for."""
+        record = _record(self._records, COUNTS, ArrayRecord)
+        if shape is None and record is None:
+            return None
+        if shape is None or record is None or set(record) != {COUNTS}:
+            raise ProtocolError(f"{self._kind}: {'no histogram was asked for' if shape is None else 'has no histogram of counts'}")
+        if _size_problems(record):
+            raise ProtocolError(f"{self._kind}: {_size_problems(record)[0]}")
+        counts = _read_array(COUNTS, record[COUNTS])
+        if counts.dtype != np.int64 or counts.shape != shape:
+            raise ProtocolError(f"{self._kind}: counts are {counts.dtype} {counts.shape}, expected int64 {shape}")
+        checked = cast(CountArray, counts)
+        if checked.min() < -LARGEST_COUNT or checked.max() > LARGEST_COUNT:
+            raise ProtocolError(f"{self._kind}: a count lies outside ±{LARGEST_COUNT}")
+        return checked
 
 
 def _name_problems(record: ArrayRecord, shapes: Shapes) -> list[str]:

@@ -114,7 +114,7 @@ def _explain(details: ErrorDetails, path: KeyPath, fields: dict[str, StudyField]
         yield from _own_words(str(details["ctx"]["error"]), path)
         return
     if kind == "union_tag_invalid":
-        kind, path, value = "literal_error", (*path, "unit"), details["ctx"]["tag"]
+        kind, path, value = "literal_error", (*path, "unit"), value["unit"]
     field = _nearest_field(path, fields)
     if kind == "extra_forbidden":
         yield path, _unknown_key(path, fields)
@@ -159,6 +159,8 @@ def _unknown_key(path: KeyPath, fields: dict[str, StudyField]) -> str:
 
 
 def _wrong_choice(value: Any, field: StudyField) -> str:
+    if value is None:
+        return f"is empty; {_what_to_write(field)}"
     near = difflib.get_close_matches(str(value), field.choices, n=1, cutoff=0.5)
     return f"must be {field.expected}, is {_shown(value)}" + (f"; did you mean {near[0]}?" if near else "; choose one of these")
 
@@ -170,11 +172,20 @@ def _is_not_finite(value: Any) -> bool:
 
 def _wrong_value(value: Any, field: StudyField, is_entry: bool) -> str:
     if value is None:
-        return f"is empty; write {field.expected}" + ("" if field.required else ", or remove the line")
+        return f"is empty; {_what_to_write(field)}"
     if isinstance(value, str) and "number" in field.type_words:
         return f"must be {field.expected}, is {_shown(value)}; write the number without quotes or units"
     here = "this entry is" if is_entry else "is"
     return f"must be {field.expected}; {here} {_shown(value)} ({field.description.rstrip('.')})"
+
+
+def _what_to_write(field: StudyField) -> str:
+    """The remedy for an empty value. Protection is never left to a default: somebody who began the line has to finish it."""
+    if field.required:
+        return f"write {field.expected} ({field.description.rstrip('.')})"
+    if field.key.startswith("privacy."):
+        return f"write {field.expected}" + (f", such as {field.default}" if field.default else "")
+    return f"write {field.expected}, or remove the line" + (f", which means {field.default}" if field.default else "")
 
 
 def _shown(value: Any) -> str:

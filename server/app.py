@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ServerApp: thin. Reads the study from the run config, and everything else from the server's own home folder.
 
-The home holds `run.json` (our run id and the sites expected), and gets the checkpoints, the run store and the events.
+The home holds `run.json` (our run id and the sites expected) and the coordinator's key, and gets the checkpoints, the run store, the
+events and the sites' ledger heads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from common.events import EventLog
 from common.study import Study
 from server.checkpoints import Checkpoints
 from server.initial import initial_model
+from server.receipts import Receipts
 from server.rounds import RoundLoop
 from server.runs import RunStore
 
@@ -67,6 +69,7 @@ def run_study(grid: Grid, study: Study, home: Path) -> None:
             checkpoints=Checkpoints(home / "checkpoints", study.id, run.run_id),
             store=RunStore(home / "rounds.sqlite"),
             events=events,
+            receipts=Receipts(home),
         )
         loop.run(lambda: initial_model(study))
 

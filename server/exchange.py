@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from common.errors import FederationError, ProtocolError
 from common.protocol import Instruction, Refusal, RefusalCode, Reply, read_reply, shapes_of
+from server.receipts import Receipts
 
 POLL_SECONDS = 0.02
 
@@ -56,38 +57,64 @@ def wait_for_nodes(grid: Grid, expected: int, minimum: int, timeout_seconds: flo
     return nodes
 
 
-def exchange(grid: Grid, nodes: Sequence[Node], instruction: Instruction, timeout_seconds: float) -> Iterator[Answer]:
-    """Send the instruction to all nodes and yield exactly one answer for each, in the order of arrival."""
+def exchange(
+    grid: Grid,
+    nodes: Sequence[Node],
+    instruction: Instruction,
+    timeout_seconds: float,
+    counts_shape: tuple[int, ...] | None = None,
+    receipts: Receipts | None = None,
+) -> Iterator[Answer]:
+    """Send the instruction to all nodes and yield exactly one answer for each, in the order of arrival.
+
+    `counts_shape` is that of the histogram that an evaluation has to bring, None for none. `receipts` gives each site the receipt for its
+    ledger, and notes the ledger's new head from each good reply.
+    """
     started = time.monotonic()
-    pending = _send(grid, nodes, instruction, timeout_seconds)
+    pending = _send(grid, nodes, instruction, timeout_seconds, receipts)
     while pending and time.monotonic() - started < timeout_seconds:
         replies = list(grid.pull_messages(list(pending)))
         for reply in replies:
             node = pending.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:
-                yield _check(node, reply, instruction, time.monotonic() - started)
+                answer = _check(node, reply, instruction, time.monotonic() - started, counts_shape)
+                if receipts is not None and not isinstance(answer.reply, Refusal):
+                    receipts.take(node.site, reply.content)
+                yield answer
         if not replies:
             time.sleep(POLL_SECONDS)
     for node in pending.values():
         yield Answer(node.site, Refusal(RefusalCode.NO_REPLY, node.site), timeout_seconds, f"no reply within {timeout_seconds:.0f} s")
 
 
-def _send(grid: Grid, nodes: Sequence[Node], instruction: Instruction, timeout_seconds: float) -> dict[str, Node]:
-    """Push one message a node; returns who is waited for, by message id."""
+def _send(
+    grid: Grid, nodes: Sequence[Node], instruction: Instruction, timeout_seconds: float, receipts: Receipts | None
+) -> dict[str, Node]:
+    """Push one message a node, all with the same tensors; returns who is waited for, by message id."""
     kind = MessageType.TRAIN if instruction.train else MessageType.EVALUATE
     records = instruction.to_records()
-    messages = [Message(records, node.node_id, kind, ttl=timeout_seconds, group_id=str(instruction.round)) for node in nodes]
+    contents = [records if receipts is None else receipts.attach(node.site, records) for node in nodes]
+    messages = [
+        Message(content, node.node_id, kind, ttl=timeout_seconds, group_id=str(instruction.round))
+        for content, node in zip(contents, nodes, strict=True)
+    ]
     identifiers = list(grid.push_messages(messages))
     if len(identifiers) != len(nodes):
         raise FederationError(f"only {len(identifiers)} of {len(nodes)} sites could be reached; check the connection and resume")
     return dict(zip(identifiers, nodes, strict=True))
 
 
-def _check(node: Node, message: Message, instruction: Instruction, seconds: float) -> Answer:
+def _check(node: Node, message: Message, instruction: Instruction, seconds: float, counts_shape: tuple[int, ...] | None) -> Answer:
     if message.has_error():
         return Answer(node.site, Refusal(RefusalCode.NO_REPLY, node.site), seconds, f"Flower error {message.error.code}")
     try:
-        reply = read_reply(message.content, run_id=instruction.run_id, round_number=instruction.round, shapes=shapes_of(instruction.model))
+        reply = read_reply(
+            message.content,
+            run_id=instruction.run_id,
+            round_number=instruction.round,
+            shapes=shapes_of(instruction.model),
+            counts_shape=counts_shape,
+        )
     except ProtocolError as error:
         return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, str(error))
     if node.named and reply.site not in ("", node.site):

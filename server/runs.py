@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import StorageError
 
@@ -20,7 +23,25 @@ CREATE TABLE IF NOT EXISTS replies (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (run_id, round, site)
 );
+CREATE TABLE IF NOT EXISTS measurements (
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, sites INTEGER NOT NULL, auroc REAL, standard_error REAL, counts TEXT NOT NULL,
+    PRIMARY KEY (run_id, round)
+);
 """
+
+
+@dataclass(frozen=True)
+class StoredMeasurement:
+    """A private evaluation of the model after a round: what follows from `counts`, the sum of the noisy histograms of so many sites.
+
+    `auroc` is None where it is not measurable, `standard_error` where it cannot even be estimated.
+    """
+
+    round: int
+    sites: int
+    auroc: float | None
+    standard_error: float | None
+    counts: list[Any]
 
 
 class RunStore:
@@ -48,6 +69,20 @@ class RunStore:
             for site, (outcome, after) in outcomes.items()
         ]
         self._write(rows)
+
+    def record_measurement(
+        self, run_id: str, round_number: int, *, sites: int, auroc: float | None, standard_error: float | None, counts: list[Any]
+    ) -> None:
+        """Store a private evaluation of the model after a round; see `StoredMeasurement`."""
+        values = (run_id, round_number, sites, auroc, standard_error, json.dumps(counts))
+        self._write([("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?)", values)])
+
+    def measurements(self, run_id: str) -> list[StoredMeasurement]:
+        """The private evaluations of a run, in the order of the rounds."""
+        query = "SELECT round, sites, auroc, standard_error, counts FROM measurements WHERE run_id = ? ORDER BY round"
+        with closing(self._connect()) as database:
+            rows = database.execute(query, (run_id,)).fetchall()
+        return [StoredMeasurement(round_, sites, auroc, error, json.loads(counts)) for round_, sites, auroc, error, counts in rows]
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=30)

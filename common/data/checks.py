@@ -38,7 +38,8 @@ def checked(table: RawTable, data: study.Data) -> RawTable:
     images, image_problems = usable_images(table.images, data)
     if problems or image_problems:
         raise DataError([f"{table.where}: {problem}" for problem in problems + image_problems])
-    return _rows(replace(table, images=images, labels=classes, patient_ids=ids), keep)
+    remarks = table.remarks + _turned_grey(table.images, data, int(np.count_nonzero(keep)))
+    return _rows(replace(table, images=images, labels=classes, patient_ids=ids, remarks=remarks), keep)
 
 
 def _rows(table: RawTable, keep: npt.NDArray[np.bool_]) -> RawTable:
@@ -158,6 +159,16 @@ def _in_channels(images: ByteArray, channels: int) -> tuple[ByteArray, list[str]
             "set data.channels: 3 with a model that takes colour, or convert the images to grey yourself"
         ]
     return np.ascontiguousarray(images[..., 0]), []
+
+
+def _turned_grey(images: npt.NDArray[Any], data: study.Data, kept: int) -> tuple[str, ...]:
+    """Says that images with three equal channels were taken as grey; nothing of them is lost, but somebody may have expected colour."""
+    if data.channels != 1 or images.ndim != 4 or images.shape[-1] != 3:
+        return ()
+    return (
+        f"{kept} images are stored with three colour channels that are equal, and were read as grey (data.channels: 1); "
+        "if they should have colour, their export lost it",
+    )
 
 
 def usable_ids(table: RawTable) -> tuple[npt.NDArray[np.str_], list[str]]:

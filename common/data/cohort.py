@@ -37,7 +37,8 @@ class Dataset:
 
     `images` is uint8 [N, C, H, W] (usually memory-mapped), `labels` int64 [N] with class numbers 0…, `patients` int64 [N] with
     patient numbers 0…P-1, `patient_ids` the P ids. `columns` holds further facts for each image (age, sex, scanner); `split` the
-    official split if the source has one, uint8 [N] of `Split`. `digest` is the SHA-256 of all of it.
+    official split if the source has one, uint8 [N] of `Split`. `digest` is the SHA-256 of all of it. `remarks` say what was done to the
+    images when they were read, for whoever runs on them.
     """
 
     images: ByteArray
@@ -50,6 +51,7 @@ class Dataset:
     natural_sites: str | None
     synthetic: bool
     digest: str
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -44,7 +44,8 @@ class RawTable:
     `images` should be uint8 [N, H, W] or [N, H, W, 3]; `labels` [N] are the numbers in the file or the names of the classes;
     `patient_ids` [N] are strings or integers, or None when every image is a patient of its own. `split` is the official split,
     uint8 [N] of `cohort.Split`. `columns` holds further facts, [N] each; `natural_sites` names the column that is the real site.
-    `where` names the source in messages: a file name, never a whole path.
+    `where` names the source in messages: a file name, never a whole path. `remarks` say what was done to the images on the way, for
+    whoever runs on them.
     """
 
     where: str
@@ -55,6 +56,7 @@ class RawTable:
     columns: dict[str, Column] = field(default_factory=dict)
     natural_sites: str | None = None
     synthetic: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 class Reader(Protocol):

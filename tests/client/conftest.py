@@ -28,7 +28,7 @@ def make_site(tmp_path: Path) -> MakeSite:
         rows = np.flatnonzero(dataset.patients < (patients or len(dataset.patient_ids)))
         cohort = Cohort(dataset, rows, split_patients(dataset, PUBLIC_KEY, study.data)[rows])
         allowed = (study.id,) if allow else ()
-        site = SiteFile(name=name, dataset=str(folder), nominal_patients=60, unprotected_studies=allowed)
+        site = SiteFile(name=name, dataset=str(folder), nominal_patients=60, unprotected_studies=allowed, delta=1e-5)
         write_site(tmp_path / name, site, cohort)
         return tmp_path / name
 

@@ -13,12 +13,16 @@ from safetensors.numpy import save
 
 from client.app import create_app
 from client.journal import read_entries
+from client.ledger.recovery import recover
 from client.scores import SiteScores
-from client.site import charges_path, evaluation_path, journal_path, log_path
+from client.site import evaluation_path, journal_path, key_path, ledger_path, log_path, open_ledger
+from common.crypto.secrets import Secret
 from common.flower_compat.identity import assume_server_identity
-from common.privacy.charges import ChargeFile, Outbox, State
-from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Reply, Update, read_reply, shapes_of
+from common.privacy.charges import Charge, Line, Outbox, State
+from common.privacy.receipts import make_receipt
+from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Reply, Update, head_of, read_reply, shapes_of, with_receipt
 from common.study import Study
+from tests.client.ledger.support import COORDINATOR
 from tests.support.studies import PRIVATE, small
 
 Instruct = Callable[..., Instruction]
@@ -36,6 +40,7 @@ class Hospital:
         kind = "train" if instruction.train else "evaluate"
         message = Message(records or instruction.to_records(), 1000, kind)
         reply = self._app(message, Context(1, 1000, {}, RecordDict(), {}))
+        self.head = head_of(reply.content) or ""
         return read_reply(reply.content, run_id=instruction.run_id, round_number=instruction.round, shapes=shapes_of(instruction.model))
 
     def again(self) -> "Hospital":
@@ -46,6 +51,11 @@ class Hospital:
 @pytest.fixture
 def private() -> Study:
     return small(PRIVATE)
+
+
+def charges(hospital: Hospital) -> list[Charge]:
+    """What the patients who train paid."""
+    return [charge for charge in open_ledger(hospital.folder).charges() if charge.key.line is Line.TRAINING]
 
 
 def same(left: Reply, right: Reply) -> bool:
@@ -73,7 +83,7 @@ def test_the_same_message_again_gets_the_stored_bytes_and_no_second_charge(
     first = hospital.ask(instruct(private))
     assert same(first, hospital.ask(instruct(private)))
     assert same(first, hospital.again().ask(instruct(private)))
-    (charge,) = ChargeFile(charges_path(hospital.folder)).charges()
+    (charge,) = charges(hospital)
     assert (charge.state, charge.steps) == (State.RELEASING, 2)
     assert len(list(read_entries(journal_path(hospital.folder)))) == 1
 
@@ -81,7 +91,7 @@ def test_the_same_message_again_gets_the_stored_bytes_and_no_second_charge(
 def test_a_private_round_never_repeats_at_another_time(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
     first = Hospital(make_site(private, "north")).ask(instruct(private))
     shutil.rmtree(Hospital(make_site(private, "north")).folder / "outbox")
-    charges_path(make_site(private, "north")).unlink()
+    ledger_path(make_site(private, "north")).unlink()
     assert not same(first, Hospital(make_site(private, "north")).ask(instruct(private)))
 
 
@@ -92,7 +102,7 @@ def test_the_server_may_go_back_by_one_round_and_not_further(make_site: Callable
     assert isinstance(hospital.ask(instruct(private, 3)), Update)
     assert same(second, hospital.ask(instruct(private, 2)))
     assert hospital.ask(instruct(private, 1)) == Refusal(RefusalCode.ROUND_LOST, ""), "not kept any more, and never computed again"
-    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
+    assert len(charges(hospital)) == 3
 
 
 def test_a_reply_that_another_process_stored_is_never_sent_under_this_charge(
@@ -101,7 +111,7 @@ def test_a_reply_that_another_process_stored_is_never_sent_under_this_charge(
     """Two updates with different noise must not leave under one charge, whoever wrote the outbox last."""
     hospital = Hospital(make_site(private))
     hospital.ask(instruct(private))
-    (charge,) = ChargeFile(charges_path(hospital.folder)).charges()
+    (charge,) = charges(hospital)
     Outbox(hospital.folder / "outbox").store(charge.key, save({"head.weight": np.zeros(1, np.float32)}))
     assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "")
 
@@ -111,8 +121,9 @@ def test_a_changed_cohort_does_not_open_a_fresh_budget(make_site: Callable[..., 
     for number in (1, 2, 3):
         hospital.ask(instruct(private, number))
     hospital = Hospital(make_site(private, patients=79))
-    assert hospital.ask(instruct(private, 1)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
-    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
+    assert hospital.ask(instruct(private, 1)) == Refusal(RefusalCode.ROUND_LOST, ""), "it left, and is never made again"
+    assert hospital.ask(instruct(private, 1, run_id="run-2")) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
+    assert len(charges(hospital)) == 3
 
 
 def test_two_nominal_sizes_in_one_process(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
@@ -133,7 +144,7 @@ def test_every_cause_in_training_leaves_as_one_code_and_stays_charged(
     hospital = Hospital(make_site(private))
     (hospital.folder / "outbox").write_text("a file where the folder should be")
     assert hospital.ask(instruct(private)) == Refusal(RefusalCode.TRAINING_FAILED, "")
-    (charge,) = ChargeFile(charges_path(hospital.folder)).charges()
+    (charge,) = charges(hospital)
     assert charge.state is State.RESERVED
 
 
@@ -147,7 +158,7 @@ def test_the_same_round_with_another_model_is_refused(make_site: Callable[..., P
     hospital = Hospital(make_site(private))
     hospital.ask(instruct(private))
     assert hospital.ask(instruct(private, shift=0.5)) == Refusal(RefusalCode.ROUND_CONFLICT, "")
-    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 1
+    assert len(charges(hospital)) == 1
 
 
 def test_a_round_beyond_the_plan_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
@@ -160,28 +171,28 @@ def test_a_second_run_on_the_same_patients_is_refused(make_site: Callable[..., P
     for number in (1, 2, 3):
         assert isinstance(hospital.ask(instruct(private, number)), Update)
     assert hospital.ask(instruct(private, 1, run_id="run-2")) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
-    assert len(ChargeFile(charges_path(hospital.folder)).charges()) == 3
+    assert len(charges(hospital)) == 3
 
 
 def test_a_study_without_privacy_needs_permission_by_id(make_site: Callable[..., Path], instruct: Instruct) -> None:
     study = small()
     hospital = Hospital(make_site(study, allow=False))
     assert hospital.ask(instruct(study)) == Refusal(RefusalCode.STUDY_NOT_APPROVED, "")
-    assert not charges_path(hospital.folder).exists()
+    assert not ledger_path(hospital.folder).exists()
 
 
 def test_a_run_without_privacy_is_on_record_as_unprotected(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
     study = small()
     hospital = Hospital(make_site(study))
     hospital.ask(instruct(study))
-    assert ["NonPrivate" in charge.event_json for charge in ChargeFile(charges_path(hospital.folder)).charges()] == [True]
+    assert ["NonPrivate" in charge.event_json for charge in charges(hospital)] == [True]
     assert hospital.ask(instruct(private)) == Refusal(RefusalCode.BUDGET_EXHAUSTED, "")
 
 
 def test_too_few_patients(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
     hospital = Hospital(make_site(private, patients=5))
     assert hospital.ask(instruct(private)) == Refusal(RefusalCode.NOT_READY, "")
-    assert not charges_path(hospital.folder).exists(), "nothing was trained, so nothing is charged"
+    assert not ledger_path(hospital.folder).exists(), "nothing was trained, so nothing is charged"
 
 
 def test_evaluation_stays_at_the_site(make_site: Callable[..., Path], instruct: Instruct) -> None:
@@ -217,7 +228,7 @@ def test_a_model_of_another_shape_is_refused_before_it_costs_anything(make_site:
     wrong = Instruction("run-1", study.canonical_json, 1, True, False, {"other": np.zeros(3, np.float32)})
     hospital = Hospital(make_site(study))
     assert hospital.ask(wrong) == Refusal(RefusalCode.PROTOCOL_MISMATCH, "")
-    assert not charges_path(hospital.folder).exists()
+    assert charges(hospital) == []
     assert isinstance(hospital.ask(instruction), Update)
 
 
@@ -240,3 +251,48 @@ def test_a_damaged_reply_is_never_trained_again(make_site: Callable[..., Path], 
     (stored,) = (hospital.folder / "outbox").glob("*.reply")
     stored.write_bytes(stored.read_bytes()[:-1])
     assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "")
+
+
+def coordinated(make_site: Callable[..., Path], study: Study) -> Hospital:
+    """A hospital that knows its coordinator's key."""
+    folder = make_site(study)
+    facts = json.loads((folder / "site.json").read_text())
+    (folder / "site.json").write_text(json.dumps({**facts, "coordinator_key": COORDINATOR.signer.public_key}))
+    return Hospital(folder)
+
+
+def test_heads_ride_on_replies_and_a_rollback_is_refused(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = coordinated(make_site, private)
+    assert isinstance(hospital.ask(instruct(private, 1)), Update)
+    old = ledger_path(hospital.folder).read_bytes()
+    first = make_receipt(hospital.head, COORDINATOR.signer)
+    assert isinstance(hospital.ask(instruct(private, 2), with_receipt(instruct(private, 2).to_records(), first)), Update)
+    second = make_receipt(hospital.head, COORDINATOR.signer)
+    ledger_path(hospital.folder).write_bytes(old)
+    hospital = hospital.again()
+    third = instruct(private, 3)
+    assert hospital.ask(third, with_receipt(third.to_records(), second)) == Refusal(RefusalCode.LEDGER_BEHIND, "")
+    assert hospital.again().ask(third) == Refusal(RefusalCode.LEDGER_BEHIND, ""), "the receipt is kept"
+    recover(open_ledger(hospital.folder), Secret.read(key_path(hospital.folder)))
+    assert isinstance(hospital.again().ask(third), Update)
+    assert hospital.ask(instruct(private, 2)) == Refusal(RefusalCode.ROUND_LOST, "")
+    assert len(charges(hospital)) == 3
+
+
+def test_a_receipt_that_is_not_signed_is_ignored_and_logged(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+    hospital = coordinated(make_site, private)
+    bad = make_receipt("{}", Secret(b"x" * 32).signer)
+    assert isinstance(hospital.ask(instruct(private), with_receipt(instruct(private).to_records(), bad)), Update)
+    assert "ignored: receipt: not signed by the coordinator" in log_path(hospital.folder).read_text()
+
+
+def test_a_round_that_fails_before_its_first_gradient_costs_nothing(
+    make_site: Callable[..., Path], instruct: Instruct, private: Study
+) -> None:
+    hospital = Hospital(make_site(private))
+    (hospital.folder / "evaluations").write_text("a file where the folder should be")
+    assert hospital.ask(instruct(private, 2, evaluate=True)) == Refusal(RefusalCode.TRAINING_FAILED, "")
+    assert [charge.state for charge in charges(hospital)] == [State.SETTLED]
+    (hospital.folder / "evaluations").unlink()
+    assert isinstance(hospital.ask(instruct(private, 2, evaluate=True)), Update)
+    assert [charge.state for charge in charges(hospital)] == [State.RELEASING]

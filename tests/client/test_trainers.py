@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def data_of(folder: Path, study: Study) -> TrainingData:
     site = Site.open(folder)
     rows = ImageRows(site.cohort.dataset, study.training.augmentation, CPU)
-    return TrainingData(site.name, site.cohort.account(Split.TRAIN), site.cohort.dataset, site.cohort.patients_in(Split.TRAIN), rows)
+    return TrainingData(site.name, "account", site.cohort.dataset, site.cohort.patients_in(Split.TRAIN), rows)
 
 
 def by_hand(study: Study, data: TrainingData) -> dict[str, np.ndarray]:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,15 +84,39 @@ def test_a_fault_of_ours_is_named_and_logged_but_not_shown(
     assert "patient 42" in log.read_text(encoding="utf-8")
 
 
-def test_a_reader_that_went_away_is_no_drama() -> None:
-    program = (
-        "import sys, typer\nfrom common.command_line import run_app\napp = typer.Typer()\n"
-        "@app.command()\ndef work() -> None:\n    for number in range(100_000): print(number)\nsys.exit(run_app(app, 'tool', []))"
-    )
-    root = Path(__file__).resolve().parents[2]
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == ExitCode.INTERNAL
+PRINTER = (
+    "import sys, typer\nfrom rich.console import Console\nfrom common.command_line import run_app\napp = typer.Typer()\n"
+    "@app.command()\ndef work(pretty: bool = False) -> None:\n    show = Console().print if pretty else print\n"
+    "    for number in range(3000): show(f'{number:060}')\nsys.exit(run_app(app, 'tool', sys.argv[1:]))"
+)
+ROOT = Path(__file__).resolve().parents[2]
+WAYS = pytest.mark.parametrize("way", [[], ["--pretty"], ["--help"]], ids=["print", "rich", "help"])
+
+
+@WAYS
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_went_away_is_no_drama(way: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", PRINTER, *way]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (ExitCode.DONE, "")
+
+
+@WAYS
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_cannot_be_written_is_named(way: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", PRINTER, *way]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == ExitCode.STORAGE
+    assert done.stderr == "tool: cannot write the output (No space left on device); free some space, or send it somewhere else\n"
+
+
+def test_an_exit_of_another_kind_passes() -> None:
+    with pytest.raises(SystemExit, match="5"):
+        run_app(app_that(SystemExit(5)), "tool", [])

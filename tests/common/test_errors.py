@@ -16,6 +16,7 @@ def test_numbers_are_pinned() -> None:
         "PROTOCOL": 5,
         "STORAGE": 6,
         "FEDERATION": 7,
+        "AUDIT": 8,
     }
 
 

@@ -166,3 +166,44 @@ def test_any_bytes_as_a_message_end_in_an_error_of_their_own_kind(noise: bytes) 
     if message.has_content():
         with pytest.raises(ProtocolError):
             Instruction.from_records(message.content)
+
+
+COUNTS = np.array([[[3, -2, 0], [0, 1, 7]]], dtype=np.int64)
+
+
+def read_evaluated(records: RecordDict, shape: tuple[int, ...] | None = (1, 2, 3)) -> protocol.Reply:
+    return read_reply(records, run_id="r", round_number=3, shapes=SHAPES, counts_shape=shape)
+
+
+def with_counts(**counts: np.ndarray) -> RecordDict:
+    records = Evaluated("r", 3, "s").to_records()
+    records["counts"] = ArrayRecord({name: Array(value) for name, value in counts.items()})
+    return records
+
+
+def test_a_histogram_survives_the_wire_negative_counts_too() -> None:
+    got = read_evaluated(Evaluated("r", 3, "north", COUNTS).to_records())
+    assert isinstance(got, Evaluated)
+    assert got.counts is not None
+    assert np.array_equal(got.counts, COUNTS)
+
+
+BAD_COUNTS: dict[str, Callable[[], RecordDict]] = {
+    "has no histogram": lambda: Evaluated("r", 3, "s").to_records(),
+    "has no histogram of counts": lambda: with_counts(counts=COUNTS, more=COUNTS),
+    r"counts are int64 \(2, 3\), expected int64 \(1, 2, 3\)": lambda: with_counts(counts=COUNTS[0]),
+    "counts are float64": lambda: with_counts(counts=COUNTS.astype(np.float64)),
+    "a count lies outside": lambda: with_counts(counts=COUNTS * 10**9),
+    "counts cannot be decoded": lambda: with_counts(counts=COUNTS.transpose(0, 2, 1).copy().transpose(0, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("problem", BAD_COUNTS)
+def test_a_histogram_that_does_not_fit_is_refused_with_the_reason(problem: str) -> None:
+    with pytest.raises(ProtocolError, match=problem):
+        read_evaluated(BAD_COUNTS[problem]())
+
+
+def test_a_histogram_that_nobody_asked_for_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="no histogram was asked for"):
+        read_evaluated(Evaluated("r", 3, "s", COUNTS).to_records(), None)

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from common.evaluation_plan import evaluation_plan
+from common.privacy.accountant import epsilon_rdp
 from common.study import Data, PatientPrivacy, Study
 
 PRIVATE: dict[str, Any] = {"name": "a", "privacy": {"epsilon": 3}}
@@ -121,6 +123,15 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> No
     assert words in refusal(**changes)
 
 
+@pytest.mark.parametrize(("test", "validation", "fits"), [(0.8, 0.3, False), (0.6, 0.4, False), (0.6, 0.31, False), (0.6, 0.3, True)])
+def test_somebody_is_left_for_training(test: float, validation: float, fits: bool) -> None:
+    fractions = {"test_fraction": test, "validation_fraction": validation}
+    if fits:
+        assert Data(**fractions).validation_fraction == validation
+    else:
+        assert "sum of at most 0.9" in refusal(data=fractions)
+
+
 def test_problems_of_one_study_are_raised_together() -> None:
     text = refusal(data={"labels": ["a", "b", "c"], "channels": 3})
     assert "two labels" in text
@@ -133,3 +144,48 @@ def test_features_are_stored_for_fixed_models_only() -> None:
     assert study(model={"name": "resnet18", "pretrained": weights, "freeze": "backbone"}).has_stored_features
     assert not study().has_stored_features
     assert Data().labels == ("normal", "opacity")
+
+
+def test_the_private_evaluation_is_on_for_private_studies_and_can_be_switched_off() -> None:
+    assert study().evaluation.private is not None
+    plan = evaluation_plan(study())
+    assert plan is not None
+    assert (plan.epsilon, plan.rounds, plan.shape, plan.noise_parameter) == (1.0, (10,), (1, 2, 16), 1.0)
+    assert evaluation_plan(study(evaluation={"private": "none"})) is None
+    assert evaluation_plan(study(privacy="none")) is None
+
+
+def test_several_classes_and_several_measurements_divide_epsilon() -> None:
+    private = {"every": 5, "held_out_patients": 10_000, "epsilon": 6.0}
+    plan = evaluation_plan(study(task="multiclass", data={"labels": ["a", "b", "c"]}, evaluation={"private": private}))
+    assert plan is not None
+    assert (plan.rounds, plan.shape, plan.noise_parameter) == ((5, 10), (3, 2, 16), 1.0)
+    assert epsilon_rdp([plan.event()] * 2, 1e-9) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("private", "problem"),
+    [
+        ({"every": 1}, "needs held_out_patients"),
+        (
+            {"every": 1, "held_out_patients": 100},
+            "10 measurements at ε=1 together would each have a standard error of .*; use every: 0",
+        ),
+        ({"bins": 33}, "less than or equal to 32"),
+        ({"epsilon": 0}, "greater than or equal to 0.01"),
+        ({"edges": [0.5]}, "Extra inputs"),
+    ],
+)
+def test_a_private_evaluation_that_would_drown_in_noise_is_refused(private: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        study(evaluation={"private": private})
+    if "every" in private:
+        study(evaluation={"private": private}, privacy="none")  # nothing is released there
+
+
+def test_measuring_often_is_allowed_where_it_is_predicted_to_work() -> None:
+    private = {"every": 5, "held_out_patients": 500}
+    assert evaluation_plan(study(evaluation={"private": private})).rounds == (5, 10)
+    assert study(evaluation={"private": {}}).id != study(evaluation={"private": private}).id
+    written_out = study(evaluation={"private": "none"})
+    assert Study.from_canonical_json(written_out.canonical_json) == written_out

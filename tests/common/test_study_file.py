@@ -29,8 +29,12 @@ def test_all_shipped_studies_are_there() -> None:
     assert {path.stem for path in SHIPPED_STUDIES.glob("*.yaml")} == {
         "quickstart",
         "chest-xray",
+        "chest-xray-bacterial",
         "chest-xray-private",
+        "chest-xray-private-strict",
         "chest-xray-scattering",
+        "chest-xray-scattering-strict",
+        "pneumoniamnist",
     }
 
 
@@ -92,11 +96,29 @@ def test_a_problem_has_its_line_its_key_and_a_remedy(text: str, start: str, word
 
 
 @pytest.mark.parametrize(
-    ("text", "removable"), [("name: a\nprivacy:\n", False), ("name:\nprivacy: none\n", False), (START + "seed:\n", True)]
+    ("text", "remedy"),
+    [
+        ("name: a\nprivacy:\n", "privacy: is empty; write `none` or a block of keys (Protection of the patients"),
+        ("name:\nprivacy: none\n", "name: is empty; write text (Short name: small letters"),
+        ("name: a\nprivacy:\n  epsilon:\n", "privacy.epsilon: is empty; write a number, above 0 and at most 100, such as 3.0"),
+        (
+            "name: a\nprivacy:\n  unit: patient\n  delta:\n",
+            "privacy.delta: is empty; write a number, above 0 and at most 1e-05, such as 1e-06",
+        ),
+        (START + "seed:\n", "or remove the line, which means 0"),
+        (START + "data:\n  source:\n", "data.source: is empty; write `phantom` or `npz` or `medmnist` or `folder`, or remove the line"),
+    ],
 )
-def test_only_an_empty_optional_key_may_be_removed(text: str, removable: bool) -> None:
+def test_an_empty_value_says_what_to_write(text: str, remedy: str) -> None:
     (problem,) = problems(text)
-    assert "is empty; write " in problem and ("or remove the line" in problem) is removable
+    assert remedy in problem
+
+
+def test_protection_is_never_left_to_a_default_by_an_empty_line() -> None:
+    fields = ("epsilon", "delta", "clipping_norm", "views_per_patient", "unit", "mode")
+    for field in fields:
+        (problem,) = problems(f"name: a\nprivacy:\n  {field}:\n")
+        assert problem.startswith(f"s.yaml:3: privacy.{field}: is empty; write ") and "remove" not in problem
 
 
 def test_all_problems_come_at_once_in_the_order_of_lines() -> None:

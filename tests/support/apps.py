@@ -10,7 +10,9 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from common.evaluation_plan import evaluation_plan
 from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Update
+from common.study import Study
 
 app = ClientApp()
 
@@ -64,6 +66,16 @@ def train_site(message: Message, context: Context) -> Message:
 
 @sites_app.evaluate()
 def evaluate_site(message: Message, context: Context) -> Message:
+    """Where the study plans a private evaluation: 100 · (1 + number) patients of each label, label 0 in bin 0 and label 1 in the last."""
     instruction = Instruction.from_records(message.content)
     number = int(context.node_config["partition-id"])
-    return Message(Evaluated(instruction.run_id, instruction.round, "abcdefgh"[number] * (number + 1)).to_records(), reply_to=message)
+    behaviour = json.loads(os.environ.get("MISBEHAVE", "{}")).get(str(number), "")
+    plan = evaluation_plan(Study.from_canonical_json(instruction.study))
+    counts = None
+    if plan is not None and behaviour != "no counts":
+        counts = np.zeros(plan.shape, np.int64)
+        counts[:, 0, 0] = counts[:, 1, -1] = 100 * (1 + number)
+        counts = counts[:, :, 1:] if behaviour == "few counts" else counts
+    return Message(
+        Evaluated(instruction.run_id, instruction.round, "abcdefgh"[number] * (number + 1), counts).to_records(), reply_to=message
+    )

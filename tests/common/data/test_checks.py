@@ -83,7 +83,12 @@ def test_images_of_a_wrong_kind(images: np.ndarray, part: str) -> None:
 
 def test_colour_is_made_grey_only_when_it_is_grey() -> None:
     colour = np.stack([small_images()] * 3, axis=3)
-    assert np.array_equal(checked(small_table(images=colour), small_data()).images, small_images())
+    grey = checked(small_table(images=colour), small_data())
+    assert np.array_equal(grey.images, small_images())
+    assert (
+        len(grey.remarks) == 1 and "8 images are stored with three colour channels that are equal, and were read as grey" in grey.remarks[0]
+    )
+    assert checked(small_table(images=colour), small_data(channels=3)).remarks == checked(small_table(), small_data()).remarks == ()
     colour[6, 0, 0, 2] ^= 1
     assert "1 images are in colour (row 6)" in problems(small_table(images=colour))[0]
     assert checked(small_table(images=colour), small_data(channels=3)).images.shape == (8, 16, 16, 3)

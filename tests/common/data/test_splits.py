@@ -71,7 +71,7 @@ def test_official_split_wins_and_a_torn_patient_is_refused() -> None:
 
 def test_fractions_must_leave_training_patients() -> None:
     with pytest.raises(DataError, match="no patient for training"):
-        split_patients(dataset_of(["a"]), PUBLIC_KEY, study.Data(test_fraction=0.6, validation_fraction=0.45))
+        split_patients(dataset_of(["a"]), PUBLIC_KEY, study.Data().model_copy(update={"test_fraction": 0.6, "validation_fraction": 0.45}))
 
 
 def test_kermany_test_share(kermany: Dataset) -> None:

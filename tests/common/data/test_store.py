@@ -101,11 +101,23 @@ def test_two_processes_at_once_make_it_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache" / "datasets").glob("*/"))) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "absent", "reshaped", "manifest", "ids", "outside"])
-def test_damaged_folder_is_found(tmp_path: Path, damage: str) -> None:
-    folder = stored_folder(small_data(), write_npz(tmp_path / "a.npz"), tmp_path / "cache")
+DAMAGES = ["truncated", "longer", "pixel", "header", "label", "absent", "reshaped", "manifest", "names", "ids", "outside"]
+
+
+def do_damage(folder: Path, damage: str) -> None:
     images, manifest = folder / "images.npy", folder / "dataset.json"
+    content = images.read_bytes()
     match damage:
+        case "longer":
+            images.write_bytes(content + b"0")
+        case "pixel":
+            images.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        case "header":
+            images.write_bytes(content.replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
+        case "label":
+            np.save(folder / "labels.npy", 1 - np.load(folder / "labels.npy"))
+        case "names":
+            manifest.write_text(manifest.read_text().replace('"normal"', '"opacity2"'))
         case "truncated":
             images.write_bytes(images.read_bytes()[:-1])
         case "absent":
@@ -118,14 +130,43 @@ def test_damaged_folder_is_found(tmp_path: Path, damage: str) -> None:
             (folder / "patient_ids.json").write_text('["a"]')
         case "outside":
             manifest.write_text(manifest.read_text().replace("labels.npy", "../labels.npy"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder_is_refused_and_made_again_where_the_source_is(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, cache = write_npz(tmp_path / "a.npz"), tmp_path / "cache"
+    folder = stored_folder(small_data(), source, cache)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    do_damage(folder, damage)
     with pytest.raises(StorageError, match=r"damaged.*delete this folder"):
+        open_dataset(folder)
+    with caplog.at_level(logging.WARNING):
+        assert len(materialise(small_data(), source, cache)) == 8
+    assert "making it again" in caplog.text
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_of_large_images_only_size_and_header_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stored_folder(small_data(), write_npz(tmp_path / "a.npz"), tmp_path / "cache")
+    monkeypatch.setattr(store, "MAX_HASHED_BYTES", 1000)
+    do_damage(folder, "pixel")
+    assert len(open_dataset(folder)) == 8
+    for damage in ("header", "label"):
+        do_damage(folder, damage)
+        with pytest.raises(StorageError, match="damaged"):
+            open_dataset(folder)
+    do_damage(folder, "truncated")
+    with pytest.raises(StorageError, match="bytes"):
         open_dataset(folder)
 
 
-def test_enlarging_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_enlarging_is_said(tmp_path: Path) -> None:
     source = write_npz(tmp_path / "a.npz")
-    with caplog.at_level(logging.WARNING):
-        dataset = materialise(small_data(image_size=32), source, tmp_path / "cache")
-    assert dataset.images.shape == (8, 1, 32, 32) and "16 pixels are enlarged to data.image_size 32" in caplog.text
+    dataset = materialise(small_data(image_size=32), source, tmp_path / "cache")
+    assert dataset.images.shape == (8, 1, 32, 32) and "16 pixels are enlarged to data.image_size 32" in dataset.remarks[0]
+    assert materialise(small_data(image_size=32), source, tmp_path / "cache").remarks == dataset.remarks, "also when it is only opened"
+    assert materialise(small_data(), source, tmp_path / "cache").remarks == ()
     with pytest.raises(DataError, match="image_size: 16"):
         materialise(small_data(image_size=33), source, tmp_path / "cache")

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger for hospital IT: what was spent, whether the record is whole, and what to do after a restore.
+
+Each function returns plain facts; `print_…` shows them. Nothing here leaves the site.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from client.ledger.fold import LedgerFold
+from client.ledger.recovery import recover, write_off
+from client.site import SiteFile, key_path, open_ledger, receipts_path
+from common.crypto.secrets import Secret
+from common.privacy.accountant import epsilon_pld, event_from_json
+from common.privacy.charge_book import Line, State
+
+NOT_PROTECTED = "not protected"
+
+
+def show(folder: Path) -> dict[str, Any]:
+    """Accounts with what each line has spent. `epsilon` and `left` are None where something left without protection."""
+    settings, ledger = SiteFile.read(folder), open_ledger(folder)
+    fold = ledger.fold()
+    accounts = [_account(fold, name, line, settings.epsilon_cap) for name in fold.accounts.names for line in Line]
+    return {"site": settings.name, "rows": fold.number, "behind": bool(ledger.lacking(fold)), "accounts": accounts}
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every row, its hash, its MAC, the triggers, the patients and the receipts.
+
+    Raises StorageError for damage, RefusedError LEDGER_BEHIND when a receipt shows rows that are not there.
+    """
+    ledger = open_ledger(folder)
+    ledger.check_storage()
+    fold = ledger.fold()
+    ledger.check_not_behind()
+    path = receipts_path(folder)
+    lines = path.read_bytes().count(b"\n") if path.exists() else 0
+    believed = len(ledger.receipts())
+    return {"rows": fold.number, "head": fold.head, "receipts": believed, "receipts_ignored": lines - believed}
+
+
+def recover_site(folder: Path) -> dict[str, Any]:
+    """Charge again what a restored ledger lacks. Raises StorageError."""
+    return asdict(recover(open_ledger(folder), _secret(folder)))
+
+
+def write_off_account(folder: Path, account: str, reason: str) -> dict[str, Any]:
+    """Close an account for good. Raises InputError."""
+    ledger = open_ledger(folder)
+    name = write_off(ledger, account, reason)
+    return {"account": name, "reason": reason, "behind": bool(ledger.lacking(ledger.fold()))}
+
+
+def export_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every row as it is stored, checked; patients' pseudonyms are left out."""
+    ledger = open_ledger(folder)
+    ledger.fold()
+    for row in ledger.rows():
+        yield {**asdict(row), "content": json.loads(row.content)}
+
+
+def print_accounts(facts: dict[str, Any], console: Console) -> None:
+    """The accounts as a table."""
+    table = Table(title=f"{facts['site']}: {facts['rows']} rows", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("account", "line", "patients", "charges", "ε spent", "cap", "left", "δ", ""):
+        table.add_column(column, no_wrap=True)
+    for account in facts["accounts"]:
+        cap = account["cap"]
+        table.add_row(
+            account["account"][:8],
+            account["line"],
+            str(account["patients"]),
+            str(account["charges"]),
+            _figure(account["epsilon"], NOT_PROTECTED),
+            _figure(cap, "study's"),
+            _figure(account["left"], "" if cap is None else "0"),
+            f"{account['delta']:g}",
+            "written off" if account["written_off"] else "",
+        )
+    console.print(table)
+    if facts["behind"]:
+        console.print("This ledger is behind a receipt: nothing trains until `wardround-client ledger recover` has run.")
+
+
+def _account(fold: LedgerFold, name: str, line: Line, cap: float | None) -> dict[str, Any]:
+    charges = [charge for charge in fold.history(name, line) if charge.state is not State.SETTLED]
+    delta = fold.accounts.delta(name)
+    epsilon = epsilon_pld([event_from_json(charge.event_json) for charge in charges], delta)
+    protected = math.isfinite(epsilon)
+    return {
+        "account": name,
+        "line": line.value,
+        "patients": fold.accounts.patient_count(name),
+        "charges": len(charges),
+        "epsilon": epsilon if protected else None,
+        "cap": cap,
+        "left": max(cap - epsilon, 0.0) if protected and cap is not None else None,
+        "delta": delta,
+        "protected": protected,
+        "written_off": fold.is_written_off(name),
+    }
+
+
+def _figure(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.3f}"
+
+
+def _secret(folder: Path) -> Secret:
+    return Secret.read(key_path(folder))

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hospital's privacy ledger: who paid how much, in rows that nobody changes unseen.
+
+database   one SQLite file: durable, append-only, chained
+rows       what a row says, its hash and its MAC
+accounts   patients, the accounts they belong to, merging
+fold       what all rows together come to
+book       `Ledger`: the charge book that a site uses
+heads      the signed head that rides on replies, and the coordinator's receipt for it
+receipts   the site's file of receipts
+recovery   after a restore: what was lost is charged again, or an account is written off
+"""

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The site's own file of receipts, apart from the ledger: append-only, one JSON line each, synced before the caller hears of it.
+
+It shows that a ledger was restored from an old copy. Without a coordinator's key in `site.json` no receipt is believed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from client.ledger.heads import Receipt, read_receipt
+from common.crypto.secrets import Secret
+from common.errors import ProtocolError, StorageError
+from common.events import cut_torn_line
+from common.files import locked, sync_folder
+
+
+class ReceiptFile:
+    """Receipts in `path`. Only what is new since the last call is read."""
+
+    def __init__(self, path: Path, secret: Secret, coordinator_key: str | None) -> None:
+        self.path = path
+        self._secret = secret
+        self._coordinator_key = coordinator_key
+        self._receipts: list[Receipt] = []
+        self._size_bytes = 0
+
+    def receipts(self) -> list[Receipt]:
+        """All receipts that are signed as they should be, in the order of arrival. A last line cut by a crash is left out."""
+        try:
+            content = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise StorageError(f"cannot read {self.path}: {error.strerror or error}; check permissions") from error
+        if len(content) < self._size_bytes:
+            self._receipts, self._size_bytes = [], 0
+        new = content[self._size_bytes : content.rfind(b"\n") + 1]
+        self._receipts += [found for line in new.splitlines() if (found := self._checked(line.decode(errors="replace"))) is not None]
+        self._size_bytes += len(new)
+        return list(self._receipts)
+
+    def add(self, text: str) -> None:
+        """Keep a receipt for good; one that is known is not written again. Raises ProtocolError when it is not to be believed."""
+        if self._coordinator_key is None:
+            raise ProtocolError("receipt: site.json has no coordinator_key, so it cannot be checked and is not kept")
+        receipt = read_receipt(text, self._secret, self._coordinator_key)
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
+            if receipt.id not in {known.id for known in self.receipts()}:
+                self._append(receipt.text)
+
+    def _append(self, text: str) -> None:
+        try:
+            is_new = not self.path.exists()
+            if not is_new:
+                cut_torn_line(self.path)
+            with self.path.open("ab") as file:
+                file.write(text.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                sync_folder(self.path.parent)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror or error}; check free space and permissions") from error
+
+    def _checked(self, line: str) -> Receipt | None:
+        if self._coordinator_key is None:
+            return None
+        try:
+            return read_receipt(line, self._secret, self._coordinator_key)
+        except ProtocolError:
+            return None
