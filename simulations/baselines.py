@@ -16,8 +16,9 @@ import numpy as np
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.app import Settings, log_failure
+from client.app import Settings
 from client.site import Site, SiteFile, evaluation_path, site_from_table, write_site
+from client.site_log import log_failure
 from client.worker import WorkerSettings
 from common.data.cohort import Cohort, Split
 from common.protocol import Arrays, Evaluated, Instruction, Refusal, RefusalCode, Reply, read_reply
@@ -25,7 +26,7 @@ from common.study import Study
 from server.averaging import moving_average
 from server.strategies.fedavg import FedAvg
 from simulations.engine import FIRST_NODE_ID, InProcessGrid
-from simulations.layout import RunLayout, write_table
+from simulations.layout import RunLayout, account_delta, write_table
 
 if TYPE_CHECKING:
     from client.workbench import StudyBench
@@ -46,7 +47,13 @@ def write_baselines(layout: RunLayout, study: Study, dataset_folder: Path, cohor
         if scores_path(layout, study, folder.name).exists():
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        facts = SiteFile(name=folder.name, dataset=str(dataset_folder), nominal_patients=size, unprotected_studies=(study.id,))
+        facts = SiteFile(
+            name=folder.name,
+            dataset=str(dataset_folder),
+            nominal_patients=size,
+            unprotected_studies=(study.id,),
+            delta=account_delta(study),
+        )
         write_site(folder, facts, _with_test_of(own, everyone))
     write_table(layout.baseline_table, folders)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from common.command_line import run_app
-from common.errors import EXIT_CODE_HELP, ExitCode, InputError, RunInterrupted, StudyError
+from common.errors import EXIT_CODE_HELP, ExitCode, InputError, RunInterrupted
 from common.study import Study
 from common.study_file import load_study
 from simulations.options import RunOptions, RunOutcome, find_study, new_run_folder, parse_seeds, shipped_studies
@@ -121,9 +121,9 @@ def validate(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Check STUDY, a file or a shipped study: every problem with its line, and what to do."""
     try:
         found = load_study(find_study(study))
-    except StudyError as error:
+    except InputError as error:  # no such file, or a file that is no valid study
         if as_json:
-            _print_json({"valid": False, "study_id": None, "problems": list(error.problems)})
+            _print_json({"valid": False, "study_id": None, "name": None, "private": None, "problems": list(error.problems)})
         raise
     facts = {"valid": True, "study_id": found.id, "name": found.name, "private": found.is_private, "problems": []}
     _show(facts, as_json, lambda console: console.print(f"{found.name} is a valid study, id {found.id}", highlight=False, soft_wrap=True))
@@ -151,14 +151,37 @@ def describe(
 def plan(
     study: StudyArgument,
     patients: Annotated[int | None, typer.Option(min=1, help="Training patients of a site, for the size of a step.")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Sites, for the error of the evaluation (default: min_sites).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Work out noise and ε of STUDY, a file or a shipped study, without training."""
     from simulations.commands.plan import plan_study, print_plan
 
     chosen = _chosen_study(study, no_privacy=False)
-    facts = plan_study(chosen, patients)
+    facts = plan_study(chosen, patients, sites)
     _show(facts, as_json, lambda console: print_plan(facts, console))
+
+
+@app.command(epilog=f"Example: {NAME} audit quickstart --epsilon 1")
+def audit(
+    study: StudyArgument,
+    data: DataOption = None,
+    epsilon: Annotated[float | None, typer.Option(min=0.1, help="Audit the same study with the noise of this ε, not its own.")] = None,
+    canaries: Annotated[int | None, typer.Option(min=16, help="Canary patients, default as many as the claim needs.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the report, default audits/<study>-<time>.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack the training of STUDY, a file or a shipped study, and try to prove that its ε is wrong; write a report."""
+    from simulations.audit.run import AuditOptions
+    from simulations.audit.verdict import check
+    from simulations.commands.audit import print_audit, run_audit
+
+    chosen, command = load_study(find_study(study)), shlex.join([NAME, *sys.argv[1:]])
+    result, facts = run_audit(AuditOptions(chosen, data, epsilon, canaries, workers, threads, command), out)
+    _show(facts, as_json, lambda console: print_audit(facts, console))
+    check(result.verdict, result.design, result.private.bound)
 
 
 @app.command(epilog=f"Example: {NAME} doctor")

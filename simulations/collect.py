@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a finished run directory and computes everything the report shows. Exact, so for simulations only."""
+"""Reads a finished run directory and computes everything the report shows. Mostly exact figures, so for simulations only."""
 
 from __future__ import annotations
 
 import base64
 import io
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from client.journal import RoundEntry, read_entries
 from client.scores import SiteScores
-from client.site import evaluation_path, journal_path
+from client.site import evaluation_path
 from common.data.cohort import Cohort, Dataset, Split
 from common.errors import FederationError
-from common.events import Event, read_events
 from common.metrics import Metrics, metrics_of
 from simulations import baselines
+from simulations.history import History, SiteHistory, read_history
+from simulations.measured import measurements
 from simulations.prepare import Prepared
 from simulations.results import Example, ModelResult, RoundPoint, RunResult, Scores, SiteResult
 from simulations.spending import Spending, describe_mechanism, read_spending
@@ -34,9 +32,8 @@ EXAMPLES = 12
 def collect(prepared: Prepared) -> RunResult:
     """Everything about a finished run."""
     study, layout, request = prepared.study, prepared.layout, prepared.request
-    events = list(read_events(layout.events))
     spending = {name: read_spending(layout.site(name), study) for name in prepared.cohorts}
-    journals = {name: _journal(layout.site(name), prepared.run_id) for name in prepared.cohorts}
+    history = read_history(layout, prepared.cohorts, prepared.run_id)
     federated = _federated(prepared)
     return RunResult(
         study_id=study.id,
@@ -48,15 +45,16 @@ def collect(prepared: Prepared) -> RunResult:
         partition=request.partition,
         command=request.command,
         versions={"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
-        device=next((entry.device for entries in journals.values() for entry in entries), request.device),
-        seconds=active_seconds(events),
+        device=history.device or request.device,
+        seconds=history.seconds,
         rounds=study.federation.rounds,
-        sites=[_site(prepared, name, spending[name], journals[name], events) for name in prepared.cohorts],
+        sites=[_site(prepared, name, spending[name], history.sites[name]) for name in prepared.cohorts],
         privacy=describe_mechanism(study, list(spending.values())),
         federated=federated,
         pooled=_baseline(prepared, baselines.POOLED),
         alone={name: result for name in prepared.cohorts if (result := _baseline(prepared, name)) is not None},
-        curve=[_point(prepared, journals, events, number) for number in range(1, study.federation.rounds + 1)],
+        curve=[_point(prepared, history, number) for number in range(1, study.federation.rounds + 1)],
+        measured=measurements(prepared),
         trivial=trivial_baselines(prepared.dataset, _whole_split(prepared)),
         examples=_examples(prepared, federated.test),
         data_digest=prepared.dataset.digest,
@@ -82,26 +80,11 @@ def _baseline_notes(prepared: Prepared) -> list[str]:
     return [f"Pooled and each site alone were trained with the same trainer, the same number of steps, and {protection}."]
 
 
-def active_seconds(events: Sequence[Event]) -> float:
-    """Seconds in which the run was at work: from each start or resumption to the last event before the next one."""
-    total, start, last = 0.0, None, None
-    for event in events:
-        if event.name == "run_started":
-            total += (last - start) if start is not None and last is not None else 0.0
-            start = event.time
-        last = event.time
-    return total + ((last - start) if start is not None and last is not None else 0.0)
-
-
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _journal(folder: Path, run_id: str) -> list[RoundEntry]:
-    return [entry for entry in read_entries(journal_path(folder)) if entry.run_id == run_id]
 
 
 def _federated(prepared: Prepared) -> ModelResult:
@@ -143,10 +126,9 @@ def _metrics_at(scores: SiteScores, cohort: Cohort) -> Metrics:
     return metrics_of(scores.labels[here], scores.scores[here]) if here.any() else {}
 
 
-def _site(prepared: Prepared, name: str, spending: Spending, journal: Sequence[RoundEntry], events: Sequence[Event]) -> SiteResult:
+def _site(prepared: Prepared, name: str, spending: Spending, history: SiteHistory) -> SiteResult:
     cohort = prepared.cohorts[name]
     labels = prepared.dataset.labels[cohort.rows_in(Split.TRAIN)]
-    refusals = Counter(str(event.facts["code"]) for event in events if event.name == "site_refused" and event.facts.get("site") == name)
     return SiteResult(
         name=name,
         patients={split.name.lower(): cohort.patient_count(split) for split in Split},
@@ -154,31 +136,25 @@ def _site(prepared: Prepared, name: str, spending: Spending, journal: Sequence[R
         class_counts={label: int((labels == number).sum()) for number, label in enumerate(prepared.dataset.label_names)},
         nominal_patients=prepared.request.nominal_patients,
         epsilon=spending.epsilon,
+        held_out_epsilon=spending.held_out_epsilon,
         charged_steps=spending.steps,
-        updates=len({entry.round for entry in journal}),
-        refusals=dict(refusals),
+        updates=len(history.rounds),
+        refusals=dict(history.refusals),
         warnings=[text.removeprefix(f"{name}: ") for text in prepared.warnings if text.startswith(f"{name}: ")],
-        mean_step_seconds=_mean_step_seconds(journal),
+        mean_step_seconds=history.mean_step_seconds,
     )
 
 
-def _mean_step_seconds(journal: Sequence[RoundEntry]) -> float | None:
-    steps = sum(entry.steps for entry in journal)
-    return sum(entry.seconds for entry in journal) / steps if steps else None
-
-
-def _point(prepared: Prepared, journals: dict[str, list[RoundEntry]], events: Sequence[Event], number: int) -> RoundPoint:
+def _point(prepared: Prepared, history: History, number: int) -> RoundPoint:
     """The curves after `number` rounds."""
-    entries = {name: entry for name, journal in journals.items() for entry in journal if entry.round == number}
-    seconds = [event.facts["seconds"] for event in events if event.name == "round_done" and event.facts["round"] == number]
     scores = _scores_after(prepared, number)
     return RoundPoint(
         round=number,
-        seconds=float(str(seconds[-1])) if seconds else 0.0,
+        seconds=history.round_seconds.get(number, 0.0),
         auroc=metrics_of(*_labels_and_scores(_joined(list(scores.values()))))["auroc"] if scores else None,
-        loss={name: entry.loss for name, entry in entries.items() if entry.loss is not None},
+        loss={name: site.loss[number] for name, site in history.sites.items() if number in site.loss},
         site_auroc={name: metrics_of(part.labels, part.scores)["auroc"] for name, part in scores.items()},
-        epsilon={name: entry.epsilon for name, entry in entries.items() if entry.epsilon is not None},
+        epsilon={name: site.epsilon[number] for name, site in history.sites.items() if number in site.epsilon},
     )
 
 

@@ -42,6 +42,7 @@ def describe(dataset: Dataset, split: ByteArray | None = None) -> dict[str, Any]
         "splits": None if split is None else {part.name.lower(): _part(dataset, np.flatnonzero(split == part)) for part in Split},
         "columns": {name: _column(values) for name, values in dataset.columns.items()},
         "natural_sites": dataset.natural_sites,
+        "remarks": list(dataset.remarks),
         "digest": dataset.digest,
     }
 

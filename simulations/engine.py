@@ -38,7 +38,7 @@ class InProcessGrid(Grid):
         self._run = identity.empty_run(FLOWER_RUN_ID)
         self._sites = {FIRST_NODE_ID + number: name for number, name in enumerate(sites)}
         self._contexts = {node: codec.context_to_bytes(_context(node)) for node in self._sites}
-        self._replies: dict[str, bytes | Message] = {}
+        self._replies: dict[str, _Reply] = {}
         self._arrival = threading.Condition()
         self._feeders = [_Feeder(self, settings) for _ in range(min(workers, len(sites)))]
 
@@ -95,8 +95,13 @@ class InProcessGrid(Grid):
         with self._arrival:
             if not wanted & self._replies.keys():
                 self._arrival.wait(PULL_WAIT_SECONDS)
-            arrived = [self._replies.pop(identifier) for identifier in wanted & self._replies.keys()]
+            arrived = [self._replies.pop(identifier).content for identifier in wanted & self._replies.keys()]
         return [reply if isinstance(reply, Message) else codec.message_from_bytes(reply) for reply in arrived]
+
+    @property
+    def kept_replies(self) -> int:
+        """How many replies wait to be pulled; those whose message has expired are dropped with the next one that arrives."""
+        return len(self._replies)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push and pull until all replies are there or `timeout` seconds are over."""
@@ -121,8 +126,23 @@ class InProcessGrid(Grid):
         else:
             self._contexts[node], reply = answer
         with self._arrival:
-            self._replies[message.metadata.message_id] = reply
+            self._drop_expired()
+            self._replies[message.metadata.message_id] = _Reply(reply, _deadline(message))
             self._arrival.notify_all()
+
+    def _drop_expired(self) -> None:
+        """Forget replies that came too late: nobody pulls them any more, and with every round there would be more of them."""
+        now = time.time()
+        for identifier in [identifier for identifier, reply in self._replies.items() if reply.deadline < now]:
+            del self._replies[identifier]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """A reply, as bytes or as the refusal for a lost worker, and the time (seconds since the epoch) until which somebody waits for it."""
+
+    content: bytes | Message
+    deadline: float
 
 
 @dataclass(frozen=True)
@@ -186,7 +206,11 @@ class _Feeder:
 
 def expired(message: Message) -> bool:
     """Whether nobody waits for the answer to a message any more; it must then not be worked on, because training costs privacy."""
-    return time.time() > message.metadata.created_at + message.metadata.ttl
+    return time.time() > _deadline(message)
+
+
+def _deadline(message: Message) -> float:
+    return message.metadata.created_at + message.metadata.ttl
 
 
 def _context(node: int) -> Context:

@@ -14,7 +14,9 @@ from typing import IO
 
 from common.errors import InputError, StorageError
 from common.files import write_atomic
-from common.study import Study
+from common.study import PatientPrivacy, Study
+
+DEFAULT_DELTA = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class RunLayout:
     def report(self) -> Path:
         """The report."""
         return self.folder / "report.html"
+
+    @property
+    def coordinator_key(self) -> Path:
+        """The coordinator's secret key."""
+        return self.folder / "coordinator.key"
 
     @property
     def site_table(self) -> Path:
@@ -109,6 +116,11 @@ class RunLayout:
             return (self.folder / ".lock").open("a")
         except OSError as error:
             raise StorageError(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from error
+
+
+def account_delta(study: Study) -> float:
+    """δ of the sites' accounts: a simulation takes the study's, as published tables do, and the report says it."""
+    return study.privacy.delta if isinstance(study.privacy, PatientPrivacy) else DEFAULT_DELTA
 
 
 def write_table(path: Path, folders: Sequence[Path]) -> None:

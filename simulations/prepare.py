@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from client.site import Site, SiteFile, write_site
 from common.child import Progress, run_in_child
+from common.crypto.secrets import Secret
 from common.data.checks import cohort_problems, cohort_warnings
 from common.data.cohort import Cohort, Dataset, Split
 from common.data.splits import PUBLIC_KEY, split_patients
@@ -23,7 +24,7 @@ from common.files import cache_folder, write_atomic
 from common.study import Study
 from server.app import RunFile
 from simulations.baselines import POOLED
-from simulations.layout import RunLayout, write_table
+from simulations.layout import RunLayout, account_delta, write_table
 from simulations.options import RunOptions
 from simulations.partition import Partition, cohort_for, default_partition, parse_partition
 
@@ -62,8 +63,8 @@ class Prepared:
 
     @property
     def warnings(self) -> list[str]:
-        """What is odd about a site's data, each with the site's name."""
-        return [f"{name}: {text}" for name, cohort in self.cohorts.items() for text in cohort_warnings(cohort)]
+        """What is odd about the data, then about each site's, with the site's name."""
+        return [*self.dataset.remarks] + [f"{name}: {text}" for name, cohort in self.cohorts.items() for text in cohort_warnings(cohort)]
 
 
 def prepare(study: Study, options: RunOptions, layout: RunLayout) -> Prepared:
@@ -158,9 +159,17 @@ def _cohorts(study: Study, dataset: Dataset, options: RunOptions) -> dict[str, C
 
 
 def _write_sites(layout: RunLayout, study: Study, cohorts: Mapping[str, Cohort], request: Request) -> None:
-    """The simulation plays every hospital's IT: it allows this study by id even if it has no privacy."""
+    """The simulation plays every hospital's IT: it allows this study by id even if it has no privacy, at the study's δ."""
     allowed = () if study.is_private else (study.id,)
+    coordinator_key = Secret.ensure(layout.coordinator_key).signer.public_key
     for name, cohort in cohorts.items():
-        facts = SiteFile(name=name, dataset=request.dataset, nominal_patients=request.nominal_patients, unprotected_studies=allowed)
+        facts = SiteFile(
+            name=name,
+            dataset=request.dataset,
+            nominal_patients=request.nominal_patients,
+            unprotected_studies=allowed,
+            delta=account_delta(study),
+            coordinator_key=coordinator_key,
+        )
         write_site(layout.site(name), facts, cohort)
     write_table(layout.site_table, [layout.site(name) for name in cohorts])

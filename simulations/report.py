@@ -25,6 +25,7 @@ from simulations.trivial import BORDER, COARSE
 __all__ = ["write_comparison", "write_report"]
 
 MAX_SITE_ROWS = 60
+MAX_MEASURED_ROWS = 12
 MAX_ALONE_CURVES = 20
 MAX_EXAMPLES = 24
 MAX_EXAMPLE_CHARACTERS = 400_000
@@ -50,7 +51,7 @@ def write_report(result: RunResult, path: Path) -> Path:
     study = Study.model_validate(result.study)
     columns = headline(result)
     context: dict[str, object] = {"result": result, "study": study, "columns": columns, "settings": yaml_text(result.study), "dash": DASH}
-    context |= _numbers(result, columns, study) | _sites(result) | _privacy(result)
+    context |= _numbers(result, columns, study) | _sites(result) | _privacy(result) | _measured(result)
     context |= {"figures": figures(result, columns), "line_names": _line_names(result), "dashes": plots.DASHES, "examples": _shown(result)}
     return write_page(path, "report.html", context)
 
@@ -96,6 +97,16 @@ def _sites(result: RunResult) -> dict[str, object]:
 def _privacy(result: RunResult) -> dict[str, object]:
     worst = worst_epsilon(result)
     return {"worst_epsilon": worst, "odds": _odds(worst)}
+
+
+def _measured(result: RunResult) -> dict[str, object]:
+    """The private evaluations, the newest last."""
+    spent = [site.held_out_epsilon for site in result.sites if site.held_out_epsilon is not None]
+    return {
+        "measured_rows": result.measured[-MAX_MEASURED_ROWS:],
+        "hidden_measured": max(0, len(result.measured) - MAX_MEASURED_ROWS),
+        "held_out_epsilon": max(spent, default=None),
+    }
 
 
 def _odds(epsilon: float | None) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a simulated run found: written to `results.json` in the run directory, read by the report and by `compare`.
 
-All metrics here are exact: only a simulation may compute them, because the researcher owns all of its data.
+All metrics here but `Measurement` are exact: only a simulation may compute them, because the researcher owns all of its data.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class SiteResult(Result):
     refusals: dict[str, int]  # refusal code -> how often
     warnings: list[str]
     mean_step_seconds: float | None = None
+    held_out_epsilon: float | None = None  # what the held-out patients spent on the private evaluation
 
 
 class PrivacyResult(Result):
@@ -83,6 +84,20 @@ class RoundPoint(Result):
     loss: dict[str, float]
     site_auroc: dict[str, float | None]
     epsilon: dict[str, float]  # upper bound (RDP) after this round
+
+
+class Measurement(Result):
+    """AUROC by patient as real hospitals would learn it: from the sum of the sites' noisy histograms.
+
+    `auroc` is None where it is not measurable (standard error above .05, or none); by chance it may lie above 1. `exact` is the same
+    figure from the exact scores, simulation only.
+    """
+
+    round: int
+    sites: int
+    auroc: float | None
+    standard_error: float | None
+    exact: float | None
 
 
 class Example(Result):
@@ -118,6 +133,7 @@ class RunResult(Result):
     trivial: dict[str, float | None]  # name of a trivial baseline -> AUROC
     examples: list[Example]
     data_digest: str | None = None  # SHA-256 of the data set: runs that share it share patients, so their ε adds up
+    measured: list[Measurement] = []  # private evaluations; the last one is of the final model
     notes: list[str] = []  # remarks that the reader of the report should see, one sentence each
 
     def write(self, path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a site's charge file says, for the report: steps that were charged, and ε of all of them by PLD."""
+"""What a site's ledger says, for the report: steps that were charged, and ε of all of them by PLD."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from client.site import charges_path
+from client.site import open_ledger
 from common.privacy.accountant import epsilon_pld, event_from_json
-from common.privacy.charges import Charge, ChargeFile, State
+from common.privacy.charge_book import Line
+from common.privacy.charges import Charge, State
 from common.study import PatientPrivacy, Study
 from simulations.results import PrivacyResult
 
 
 @dataclass(frozen=True)
 class Spending:
-    """One site's charges. `epsilon` is None without privacy."""
+    """One site's charges for training, and what both lines of patients spent. ε is None without privacy."""
 
     charges: tuple[Charge, ...]
     epsilon: float | None
+    held_out_epsilon: float | None = None
 
     @property
     def steps(self) -> int:
@@ -30,10 +32,13 @@ class Spending:
 
 def read_spending(folder: Path, study: Study) -> Spending:
     """The charges of the site in `folder` that were not settled to zero."""
-    charges = tuple(charge for charge in ChargeFile(charges_path(folder)).charges() if charge.state is not State.SETTLED)
+    everything = [charge for charge in open_ledger(folder).charges() if charge.state is not State.SETTLED]
+    training, held_out = (tuple(charge for charge in everything if charge.key.line is line) for line in (Line.TRAINING, Line.HELD_OUT))
     if not isinstance(study.privacy, PatientPrivacy):
-        return Spending(charges, None)
-    return Spending(charges, _epsilon(tuple(charge.event_json for charge in charges), study.privacy.delta))
+        return Spending(training, None)
+    delta = study.privacy.delta
+    spent = [_epsilon(tuple(charge.event_json for charge in charges), delta) for charges in (training, held_out)]
+    return Spending(training, spent[0], spent[1])
 
 
 @lru_cache(maxsize=256)

@@ -48,7 +48,7 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
 def _warnings(facts: dict[str, Any], data: Data) -> list[str]:
     """What a study of this data would stumble over."""
     found = [name for name, counts in facts["classes"].items() if counts["images"]]
-    warnings = []
+    warnings = list(facts.pop("remarks"))
     if len(found) < 2:
         warnings.append(f"all images are of one class ({', '.join(found)}); a model learns nothing from one class, check the labels")
     if facts["patients"] < data.min_patients:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from common.evaluation_plan import evaluation_plan
 from common.study import PatientPrivacy, Study
 
 PLAN_ROWS = {
@@ -23,13 +24,18 @@ PLAN_ROWS = {
     "epsilon": "ε that a patient spends at a site",
     "epsilon_target": "ε that the study allows",
     "delta": "δ",
+    "evaluation_epsilon": "ε that a held-out patient spends on the evaluation",
+    "evaluations": "private evaluations in the run",
+    "held_out_patients": "held-out patients of a site",
+    "standard_error": "their standard error to expect, AUROC",
 }
 
 
-def plan_study(study: Study, patients: int | None) -> dict[str, Any]:
+def plan_study(study: Study, patients: int | None, sites: int | None = None) -> dict[str, Any]:
     """The plan as facts, None where a study without privacy has none.
 
-    `patients` is the nominal number of training patients of a site, for the expected size of a step.
+    `patients` is the nominal number of training patients of a site, for the expected size of a step; `sites` how many are expected,
+    for the standard error of the private evaluation (default: the fewest that the study allows).
     """
     from common.models.registry import build_model
 
@@ -46,6 +52,7 @@ def plan_study(study: Study, patients: int | None) -> dict[str, Any]:
         "patients_per_step": rate * patients if patients else None,
         "parameters": parameters,
         **_privacy_facts(study, parameters),
+        **_evaluation_facts(study, patients, sites or study.federation.min_sites),
     }
 
 
@@ -73,3 +80,23 @@ def _privacy_facts(study: Study, parameters: int) -> dict[str, float | int | Non
         "epsilon_target": study.privacy.epsilon,
         "delta": plan.delta,
     }
+
+
+def _evaluation_facts(study: Study, patients: int | None, sites: int) -> dict[str, float | int | None]:
+    """The private evaluation; its standard error follows from the nominal number of held-out patients, where one is known."""
+    plan, private = evaluation_plan(study), study.evaluation.private
+    if plan is None or private is None:
+        return dict.fromkeys(("evaluation_epsilon", "evaluations", "held_out_patients", "standard_error"))
+    held_out = private.held_out_patients or _held_out_of(study, patients)
+    return {
+        "evaluation_epsilon": plan.epsilon,
+        "evaluations": len(plan.rounds),
+        "held_out_patients": held_out,
+        "standard_error": plan.predicted_standard_error(sites, sites * held_out) if held_out else None,
+    }
+
+
+def _held_out_of(study: Study, patients: int | None) -> int | None:
+    """Held-out patients of a site with so many training patients, by the study's shares."""
+    data = study.data
+    return round(patients * data.test_fraction / (1 - data.test_fraction - data.validation_fraction)) if patients else None

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from client.site import open_ledger
 from common.events import read_events
 from tests.support import commands
 from tests.support.studies import PRIVATE, small, write_study
@@ -38,7 +39,7 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def private_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("private")
-    study = write_study(small(PRIVATE), folder)
+    study = write_study(small(PRIVATE, **{"evaluation.private": {"epsilon": 100.0}}), folder)
     answer = commands.run_json("run", study, "--threads", "1", "--out", folder / "run")
     return folder / "run", answer
 
@@ -47,8 +48,11 @@ def test_run_json_has_what_it_promises(private_run: tuple[Path, dict]) -> None:
     run_dir, answer = private_run
     assert answer["run_dir"] == str(run_dir)
     assert Path(answer["report"]).read_text().startswith("<!")
+    private = answer["auroc"].pop("private")
     assert set(answer["auroc"]) == {"pooled", "best_site", "mean_site", "federated"}
     assert all(0 <= value <= 1 for value in answer["auroc"].values())
+    assert private == "not measurable", "sixteen held-out patients are too few, with any noise"
+    assert answer["epsilon_held_out"] == pytest.approx(dict.fromkeys(answer["epsilon"], 100.0), rel=1e-5)
     assert answer["rounds"] == 3
     assert answer["sites"] == 4
     assert answer["epsilon_target"] == 8.0
@@ -128,8 +132,9 @@ def test_a_killed_private_run_charges_each_update_once(tmp_path: Path) -> None:
     answer = commands.run_json("run", "--resume", run_dir)
     assert all(value <= 8.0 for value in answer["epsilon"].values())
     for site in sorted(run_dir.glob("sites/*")):
-        rows = [json.loads(line) for line in (site / "charges.jsonl").read_text().splitlines()]
-        reserved = Counter(row["charge"]["key"]["round"] for row in rows if row["charge"]["state"] == "reserved")
+        rows = [json.loads(row.content) for row in open_ledger(site).rows()]
+        charges = [row for row in rows if row["kind"] == "ChargeEntry" and row["key"]["line"] == "training"]
+        reserved = Counter(row["key"]["round"] for row in charges if row["state"] == "reserved")
         assert reserved == dict.fromkeys(range(1, 9), 1), site.name
 
 
@@ -152,7 +157,7 @@ def test_a_run_that_could_not_start_leaves_its_folder_free(tmp_path: Path) -> No
 def test_a_baseline_whose_worker_is_killed_is_trained_again(tmp_path: Path) -> None:
     study = write_study(small(), tmp_path)
     process = commands.start("run", study, "--threads", "1", "--out", tmp_path / "run", "--json")
-    commands.wait_until(lambda: (tmp_path / "run" / "baselines" / "pooled" / "charges.jsonl").exists())
+    commands.wait_until(lambda: (tmp_path / "run" / "baselines" / "pooled" / "ledger.sqlite").exists())
     workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.memory_info().rss > 3e8]
     for worker in workers:
         if worker.parent().pid != process.pid:

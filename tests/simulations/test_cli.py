@@ -81,6 +81,28 @@ def test_a_bad_study_names_its_problems(tmp_path: Path, capsys: pytest.CaptureFi
     assert captured.err.startswith(f"{bad}:3: privacy.epsilom: unknown key")
 
 
+@pytest.mark.parametrize("study", ["nothing-like-it.yaml", ".", "latin.yaml"])
+def test_a_file_that_cannot_be_read_is_json_as_well(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
+    assert cli.main(["validate", study, "--json"]) == ExitCode.BAD_INPUT
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert (facts["valid"], facts["study_id"]) == (False, None)
+    assert facts["problems"] == captured.err.splitlines() and len(facts["problems"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("run", "A study file, or the name"), ("compare", "Folders of finished"), ("describe", "An npz file")]
+)
+def test_help_says_what_an_argument_is(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main([command, "--help"])
+    arguments = capsys.readouterr().out.partition("Arguments")[2].partition("Options")[0]
+    assert words in " ".join(arguments.replace("│", " ").split())
+
+
 def test_a_study_without_privacy_is_announced_loudly(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["validate", "chest-xray"])
     assert "NO PRIVACY" in capsys.readouterr().err
@@ -175,7 +197,9 @@ def test_run_prints_exactly_one_object(
     cli.main(["run", "quickstart", "--json", "--out", str(tmp_path / "r")])
     facts = json.loads(capsys.readouterr().out)
     result = sample_run(rounds=2)
-    assert list(facts) == ["study_id", "run_dir", "report", "sites", "rounds", "auroc", "epsilon", "epsilon_target", "seconds"]
+    keys = ["study_id", "run_dir", "report", "sites", "rounds", "auroc", "epsilon", "epsilon_held_out", "epsilon_target", "seconds"]
+    assert list(facts) == keys
+    assert "private" in facts["auroc"]
     assert (facts["sites"], facts["rounds"]) == (len(result.sites), result.rounds)
     alone = [model.metrics["auroc"] for model in result.alone.values()]
     assert facts["auroc"]["best_site"] == max(value for value in alone if value is not None)

@@ -26,6 +26,14 @@ def test_data_is_never_ignored_for_the_phantom(tmp_path: Path) -> None:
     assert facts["patients"] == 20 and facts["warnings"] == []
 
 
+def test_images_that_were_turned_grey_are_a_warning(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 1), dtype=np.uint8)
+    np.savez(tmp_path / "scans.npz", images=np.repeat(grey, 3, axis=3), labels=np.arange(10) % 2, patient_id=np.arange(10))
+    facts = describe_data(str(tmp_path / "scans.npz"), parse_study("name: a\nprivacy: none\ndata: {source: npz}\n", "s.yaml"), None)
+    (warning,) = facts["warnings"]
+    assert "10 images are stored with three colour channels" in warning and "remarks" not in facts
+
+
 def test_warnings_and_sizes_in_words(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8)
     np.savez(tmp_path / "scans.npz", images=images, labels=np.zeros(5, dtype=np.int64), patients=np.arange(5))
