@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test test-all test-pythons test-wheel lint format docs doctor bench-simulation clean
+.PHONY: help install simulate test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ test-pythons: ## The tests on each supported Python that is installed here
 test-wheel: $(INSTALLED) ## The tests against a built wheel, outside the checkout
 	@PYTHON="$(abspath $(BIN))/python" bash tests/run_from_wheel.sh
 
+test-mutations: $(INSTALLED) ## Break the privacy of the code on purpose, mistake by mistake: each must turn a test red
+	@$(BIN)/python -m tests.mutations
+
 lint: $(INSTALLED) ## Style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -71,6 +74,12 @@ doctor: $(INSTALLED) ## Python, libraries, device, threads, memory, disk
 
 bench-simulation: $(INSTALLED) ## Ratios: our simulation, a plain loop, Flower's own simulation
 	@$(BIN)/python -m tests.bench.simulation
+
+bench-privacy: $(INSTALLED) ## Time and memory of private training, engine by engine, beside plain training; ARGS="time" does one part
+	@$(BIN)/python -m tests.bench.privacy $(ARGS)
+
+bench-accuracy: $(INSTALLED) ## Accuracy on public chest X-rays into docs/results.md; over an hour; ARGS="--rows cnn-e1 --seeds 0" cuts it
+	@$(BIN)/python -m tests.bench.accuracy $(ARGS)
 
 clean: ## Remove the virtual environment, builds and caches; runs/ stays
 	@rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 import yaml
 
+import client.cli
 import common
 import simulations
 from common.errors import EXIT_CODE_HELP
@@ -24,7 +25,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 CODE = Path(common.__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
 RUN_PAGE = PROJECT / "docs" / "run-directory.md"
-COMMAND = typer.main.get_command(app)
+BARE = r"wardround-sim \S+|wardround-client \S+( [a-z-]+)?"  # a bare name is only spoken of
+COMMANDS = {"wardround-sim": typer.main.get_command(app), "wardround-client": typer.main.get_command(client.cli.app)}
 
 
 def text_of(path: Path) -> str:
@@ -39,11 +41,11 @@ def code_in(path: Path) -> Iterator[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every `wardround-sim …` that the documentation or a shipped study shows, with its page."""
+    """Every `wardround-sim …` and `wardround-client …` that the documentation or a shipped study shows, with its page."""
     shown = [(page.name, code) for page in PAGES for code in code_in(page)]
     shown += [(path.name, line.strip("# \n")) for path in SHIPPED_STUDIES.glob("*.yaml") for line in text_of(path).splitlines()]
-    found = [(name, code) for name, code in shown if code.startswith("wardround-sim ")]
-    return [(name, f"{code} --help" if len(code.split()) == 2 else code) for name, code in found]  # a bare name is only spoken of
+    found = [(name, code) for name, code in shown if code.split(" ")[0] in COMMANDS and " " in code and "|" not in code]
+    return [(name, f"{code} --help" if re.fullmatch(BARE, code) else code) for name, code in found]
 
 
 def targets() -> set[str]:
@@ -52,11 +54,12 @@ def targets() -> set[str]:
 
 def check_command(words: list[str]) -> None:
     """Parse as the command line would, without running. Raises click's UsageError on an option or command that does not exist."""
-    assert isinstance(COMMAND, click.Group)
-    if words[0] in ("--help",):
-        return
-    command = COMMAND.commands[words[0]]
-    command.make_context(words[0], words[1:], resilient_parsing="--help" in words)
+    command: click.Command = COMMANDS[words[0]]
+    used = 1
+    while isinstance(command, click.Group) and words[used] != "--help":
+        command = command.commands[words[used]]
+        used += 1
+    command.make_context(words[used - 1], words[used:], resilient_parsing="--help" in words)
 
 
 def test_the_pages_show_commands() -> None:
@@ -65,13 +68,13 @@ def test_the_pages_show_commands() -> None:
 
 @pytest.mark.parametrize(("page", "code"), commands())
 def test_commands_in_the_documentation_exist(page: str, code: str) -> None:
-    check_command(shlex.split(code)[1:])
+    check_command(shlex.split(code))
 
 
 @pytest.mark.parametrize("code", ["run quickstart --no-such-option", "validate", "run --sites many", "compare"])
 def test_the_check_of_commands_can_fail(code: str) -> None:
     with pytest.raises(click.UsageError):
-        check_command(shlex.split(code))
+        check_command(["wardround-sim", *shlex.split(code)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -99,6 +102,8 @@ def test_every_target_is_in_the_help_and_is_phony() -> None:
         "docs",
         "doctor",
         "bench-simulation",
+        "bench-privacy",
+        "bench-accuracy",
         "clean",
         "help",
     } <= targets()
@@ -149,7 +154,7 @@ def test_every_event_is_documented_and_no_other() -> None:
 def test_every_file_of_a_run_is_documented() -> None:
     layout = RunLayout(Path("run"))
     properties = [name for name, value in vars(RunLayout).items() if isinstance(value, property)]
-    names = [getattr(layout, name).name for name in properties] + ["sites/", "baselines/", "checkpoints/", "rounds.sqlite", "charges.jsonl"]
+    names = [getattr(layout, name).name for name in properties] + ["sites/", "baselines/", "checkpoints/", "rounds.sqlite", "ledger.sqlite"]
     assert [name for name in names if name not in text_of(RUN_PAGE)] == []
 
 

@@ -36,7 +36,9 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> Me
     seconds = time.monotonic() - started
     peak = watcher.stop()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, output)
+        error = subprocess.CalledProcessError(process.returncode, command, output)
+        error.add_note(output)
+        raise error
     return Measured(seconds, peak / 1e6, started_at, output)
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,16 +28,37 @@ STUDY = ROOT / "simulations" / "studies" / "chest-xray.yaml"
 REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "4"))
 FIVE_ROUNDS = {"federation.rounds": 5, "evaluation.every": 0}
 LONG = {"federation.rounds": 15, "evaluation.every": 0}
+MANY_SITES, FEW_SITES, PATIENTS_OF_A_SITE = 100, 4, 40
+MANY_ROUNDS, FEW_ROUNDS, WARM_UP_ROUNDS = 12, 60, 2
+SMALL = {
+    "evaluation.every": 0,
+    "data.source": "phantom",
+    "data.label_key": "labels",
+    "data.labels": ["normal", "opacity"],
+    "data.label_values": None,
+    "data.image_size": 32,
+    "training.sampling_rate": 0.5,
+    "training.local_steps": 2,
+}
+MOST_GROWTH_MEGABYTES = 2.0
+MOST_TIMES_FOUR_SITES = 1.2
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One run's figures: `wall_seconds` until the model is trained, `training_seconds` from the first round's start."""
+    """One run's figures: `wall_seconds` until the model is trained, `training_seconds` from the first round's start.
+
+    `peak_megabytes` is PSS over the process tree. `driver` is the driver process alone: its unique memory after each round, and the
+    most that was resident until the rounds were finished.
+    """
 
     wall_seconds: float
     training_seconds: float
     to_first_step_seconds: float
     peak_megabytes: float
+    round_seconds: list[float] = field(default_factory=list)
+    driver_megabytes: list[float] = field(default_factory=list)
+    driver_peak_megabytes: float = 0.0
 
 
 class Bench:
@@ -58,6 +79,9 @@ class Bench:
             times["last_round_done"] - times["first_round_started"],
             times["first_round_started"] - measured.started_at,
             measured.peak_pss_megabytes,
+            times["round_seconds"],
+            [size / 1e6 for size in times["driver_after_round_bytes"]],
+            times["driver_peak_of_rounds_bytes"] / 1e6,
         )
 
     def plain(self, prepared: Path, threads: int = 1) -> Figure:
@@ -145,24 +169,53 @@ def two_workers(bench: Bench, console: Console) -> None:
 
 
 def many_sites(bench: Bench, console: Console) -> None:
-    """100 sites of 40 patients against four sites with the same images, and the driver's memory over rounds."""
-    data = {"data.source": "phantom", "data.label_key": "labels", "data.labels": ["normal", "opacity"], "data.label_values": None}
-    many = {**FIVE_ROUNDS, **data, "data.phantom": {"patients": 4000, "scanners": 100}, "training.sampling_rate": 1.0}
-    few = {**many, "data.phantom": {"patients": 160, "scanners": 4}}
-    bench.ours(changes=many, sites=None, data=None)
-    figures = interleaved(
-        {
-            "4": lambda: bench.ours(changes=few, sites=None, data=None),
-            "100": lambda: bench.ours(changes=many, sites=None, data=None),
-            "100, 15 rounds": lambda: bench.ours(changes={**many, "federation.rounds": 15}, sites=None, data=None),
-        },
-        repetitions=2,
+    """100 sites of 40 patients against four such sites: seconds of a site-round, and the driver's memory over the rounds.
+
+    The run with many sites is long enough to see both; the two short runs with four sites stand before and after it.
+    """
+    console.print(
+        f"{MANY_SITES} sites of {PATIENTS_OF_A_SITE} patients, {MANY_ROUNDS} rounds; {FEW_SITES} sites, {FEW_ROUNDS} rounds; 1 worker"
     )
-    per_site = {name: least(runs, "training_seconds") for name, runs in figures.items()}
-    four, hundred = per_site["4"] / (4 * 5), per_site["100"] / (100 * 5)
-    console.print(f"100 sites of 40 patients: {hundred * 1e3:.1f} ms a site-round, four sites {four * 1e3:.1f} ms: {hundred / four:.2f}x")
-    short, long = (max(figure.peak_megabytes for figure in figures[name]) for name in ("100", "100, 15 rounds"))
-    console.print(f"peak PSS of the tree: 5 rounds {short:.0f} MB, 15 rounds {long:.0f} MB: {long / short:.2f}x")
+    few = _phantom_sites(FEW_SITES, FEW_ROUNDS)
+    before = bench.ours(changes=few, sites=None, data=None)
+    many = bench.ours(changes=_phantom_sites(MANY_SITES, MANY_ROUNDS), sites=None, data=None)
+    after = bench.ours(changes=few, sites=None, data=None)
+    four = median([_site_round_seconds(figure, FEW_SITES) for figure in (before, after)])
+    hundred = _site_round_seconds(many, MANY_SITES)
+    console.print(f"a site-round: {hundred * 1e3:.1f} ms with {MANY_SITES} sites, {four * 1e3:.1f} ms with {FEW_SITES}")
+    _print_verdict(console, "times the four-site figure", hundred / four, MOST_TIMES_FOUR_SITES, "x")
+    _print_driver_memory(console, many)
+
+
+def _phantom_sites(sites: int, rounds: int) -> dict[str, Any]:
+    return {**SMALL, "federation.rounds": rounds, "data.phantom": {"patients": sites * PATIENTS_OF_A_SITE, "scanners": sites}}
+
+
+def _site_round_seconds(figure: Figure, sites: int) -> float:
+    """Median over the rounds, without the first ones, in which workers start."""
+    return median(figure.round_seconds[WARM_UP_ROUNDS:]) / sites
+
+
+def _print_driver_memory(console: Console, figure: Figure) -> None:
+    sizes = figure.driver_megabytes[WARM_UP_ROUNDS:]
+    shown = " ".join(f"{size:.1f}" for size in figure.driver_megabytes)
+    console.print(
+        f"driver alone, unique memory in MB after each round: {shown}; most resident so far {figure.driver_peak_megabytes:.0f} MB"
+    )
+    console.print(f"peak PSS of the whole tree, report included: {figure.peak_megabytes:.0f} MB")
+    half = len(sizes) // 2
+    _print_verdict(
+        console,
+        "growth of the driver, first to second half of the rounds",
+        max(sizes[half:]) - max(sizes[:half]),
+        MOST_GROWTH_MEGABYTES,
+        " MB",
+    )
+
+
+def _print_verdict(console: Console, what: str, value: float, limit: float, unit: str) -> None:
+    verdict = "holds" if value <= limit else "DOES NOT HOLD"
+    console.print(f"{verdict}: {what} {value:.2f}{unit}, at most {limit:g}{unit}")
 
 
 def main() -> None:
