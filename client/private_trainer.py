@@ -52,7 +52,7 @@ class PrivateTrainer(Trainer):
             self.row_loss,
             clipping_norm=privacy.clipping_norm,
             noise_multiplier=plan.noise_multiplier,
-            divisor=study.training.sampling_rate * nominal_patients,
+            divisor=public_divisor(study.training, privacy, nominal_patients),
             generator=self._generator,
             after_noise=self.add_proximal_pull,
         )
@@ -96,3 +96,8 @@ def microbatch_patients(training: Training, views: int, nominal_patients: int) -
     """Patients in every micro-batch, from public numbers: as many as `microbatch_rows` allows, or as a step will hardly ever draw."""
     expected = training.sampling_rate * nominal_patients
     return max(1, min(training.microbatch_rows // views, math.ceil(expected + 3 * math.sqrt(expected))))
+
+
+def public_divisor(training: Training, privacy: PatientPrivacy, nominal_patients: int) -> float:
+    """What the noisy sum is divided by: q N0, and also C where the learning rate counts in clipping norms (De et al. 2022, section 3)."""
+    return training.sampling_rate * nominal_patients * (privacy.clipping_norm if privacy.normalise else 1.0)

@@ -177,6 +177,9 @@ class PatientPrivacy(Part):
     epsilon: float = Field(3.0, gt=0, le=100, description="ε of the whole study at each site.")
     delta: float = Field(1e-6, gt=0, le=1e-5, description="δ of the account; never above 1e-5.")
     clipping_norm: float = Field(1.0, gt=0, description="Largest L2 norm of one patient's gradient (C).")
+    normalise: bool = Field(
+        False, description="Count clipped gradients in units of the clipping norm, so that C can change without the learning rate."
+    )
     views_per_patient: int = Field(
         1, ge=1, le=64, description="Images of a patient, drawn at random, that are averaged before clipping (K)."
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,22 @@ def test_no_noise_would_be_plain_clipped_training(make_site: Callable[..., Path]
     signal = 2 * rate * clip * len(data.patients) / divisor
     assert 0.9 * noise < norm < 1.1 * noise + signal
     assert result.steps == 2
+
+
+def test_normalised_steps_do_not_depend_on_the_clipping_norm(make_site: Callable[..., Path]) -> None:
+    """Every patient drawn, every gradient clipped, no noise: the first step is as long whatever C is, but for the images drawn."""
+    lengths = []
+    for norm in (1e-2, 1e-5):
+        study = small({**PRIVATE, "clipping_norm": norm, "normalise": True, "epsilon": 100.0}).with_changes(
+            {"training.sampling_rate": 1.0, "training.local_steps": 1}
+        )
+        data = data_of(make_site(study), study)
+        plan = replace(plan_privacy(study.privacy, 1.0, study.total_steps, 30_000), noise_multiplier=0.0)
+        trainer = PrivateTrainer(study, build_model(study), CPU, privacy=study.privacy, plan=plan, nominal_patients=len(data.patients))
+        delta = trainer.train(data, initial_state(study), 1).delta
+        lengths.append(np.sqrt(sum(float((value.astype(np.float64) ** 2).sum()) for value in delta.values())))
+        assert 0 < lengths[-1] <= study.training.learning_rate * (1 + 1e-3)
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.35)
 
 
 def test_learning_rate_schedules() -> None:
