@@ -37,7 +37,7 @@ from common.privacy.accountant import (
     poisson_gaussian,
 )
 from common.privacy.calibration import LARGEST_TAIL_SHARE, PrivacyPlan
-from common.privacy.charges import ChargeKey, Outbox, Standing
+from common.privacy.charges import ChargeKey, Outbox, Standing, State
 from common.protocol import FloatArray, Instruction, RefusalCode, Update
 from common.study import PatientPrivacy, Study
 
@@ -121,16 +121,23 @@ class ChargedRound:
         """See `ChargedRelease.lock`."""
         return self.release.lock()
 
-    def open(self) -> Update | None:
-        """Charge the round before it trains. Returns the stored update if it was released before.
+    @property
+    def is_released(self) -> bool:
+        """Whether an update has left for this round of this run, or may have."""
+        slot, left = self.release.key.slot, (State.RELEASING, State.SENT)
+        return any(charge.key.slot == slot and charge.state in left for charge in self.book.charges())
 
-        Raises RefusedError: ROUND_CONFLICT, ROUND_LOST, BUDGET_EXHAUSTED.
+    def open(self, also: Sequence[DpEvent] = ()) -> Update | None:
+        """Charge the round before it trains. Returns the stored update if it was released before, whatever the budget says since.
+
+        `also` is what the same run will charge to the same patients besides. Raises RefusedError: ROUND_CONFLICT, ROUND_LOST,
+        BUDGET_EXHAUSTED.
         """
         self._check_round_number()
-        if self.plan is not None and isinstance(self.study.privacy, PatientPrivacy):
+        if self.plan is not None and isinstance(self.study.privacy, PatientPrivacy) and not self.is_released:
             planned = poisson_gaussian(self.plan.sampling_rate, self.plan.accounted_noise_multiplier, self.plan.steps)
             privacy = self.study.privacy
-            check_budget(self.site, self.book, self.release.key, [planned], epsilon=privacy.epsilon, delta=privacy.delta)
+            check_budget(self.site, self.book, self.release.key, [planned, *also], epsilon=privacy.epsilon, delta=privacy.delta)
         stored = self.release.open()
         if stored is None:
             return None
@@ -186,7 +193,7 @@ def check_budget(site: Site, book: Ledger, key: ChargeKey, planned: Sequence[DpE
             f"something left without protection before ({key.line} line), so these patients are not protected any more; "
             "if private studies shall go on all the same, say why in train_after_unprotected of site.json",
         )
-    if protected or epsilon > cap:
+    if protected or len(planned) > 1 or epsilon > cap:
         _check_epsilon(tuple(sorted(event_to_json(event) for event in [*protected, *planned])), _usable_delta(book, key), cap)
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,9 @@ from common.privacy.discrete_laplace import discrete_laplace_noise
 from common.privacy.generator import SystemGenerator
 from common.protocol import CountArray, Instruction, RefusalCode
 from common.study import PatientPrivacy, Study
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 EdgeArray = npt.NDArray[np.float64]
 
@@ -62,18 +66,23 @@ class Measurement:
 
     def check(self) -> None:
         """Raises RefusedError BUDGET_EXHAUSTED when the held-out patients cannot pay for this run's measurements."""
-        keys = [self._release(number).key for number in self.plan.rounds]
-        charged = {charge.key.slot for charge in self.book.history(self.account, Line.HELD_OUT) if charge.state is not State.SETTLED}
-        if charged.issuperset(key.slot for key in keys):
-            return
-        planned = [self.plan.event()] * len(keys)
-        check_budget(self.site, self.book, keys[0], planned, epsilon=self.plan.epsilon, delta=self.privacy.delta)
+        if self._uncharged():
+            keys = [self._release(number).key for number in self.plan.rounds]
+            planned = [self.plan.event()] * len(keys)
+            check_budget(self.site, self.book, keys[0], planned, epsilon=self.plan.epsilon, delta=self.privacy.delta)
+
+    def planned(self) -> list[DpEvent]:
+        """What this run will still charge to the held-out patients."""
+        return [self.plan.event()] * len(self._uncharged())
 
     def reserve(self) -> None:
-        """Charge all measurements of this run; those that are charged already stay as they are. Raises RefusedError ROUND_CONFLICT."""
-        for number in self.plan.rounds:
-            release = self._release(number)
+        """Charge all measurements of this run; those that are charged already, also by a recovery, stay as they are."""
+        for release in self._uncharged():
             self.book.reserve(release.key, release.event_json, release.steps)
+
+    def _uncharged(self) -> list[ChargedRelease]:
+        charged = {charge.key.slot for charge in self.book.history(self.account, Line.HELD_OUT) if charge.state is not State.SETTLED}
+        return [release for number in self.plan.rounds if (release := self._release(number)).key.slot not in charged]
 
     def take(self, patients: HeldOutPatients, edges: EdgeArray) -> CountArray:
         """The histogram of this instruction's model, int64 [questions, 2, bins], or the one that was released for this round before.

@@ -19,7 +19,7 @@ from client.charging import ChargedRound
 from client.evaluator import BinPlacer, score
 from client.journal import RoundEntry, append_entry
 from client.ledger.book import Ledger
-from client.measuring import measurement
+from client.measuring import Measurement, measurement
 from client.plain_trainer import PlainTrainer
 from client.rows import FeatureRows, ImageRows, RowSource
 from client.scores import SiteScores, by_patient
@@ -96,14 +96,24 @@ class StudyBench:
         charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox), data.account)
         measured = measurement(site, self.study, instruction, self._book(site), data.account)
         with charged.lock():
-            if measured is not None:
-                measured.check()
-            earlier = charged.open()
-            if earlier is not None:
-                return earlier
-            if measured is not None:
-                measured.reserve()
-            return self._train_charged(charged, trainer, data)
+            earlier = self._open(charged, measured)
+            return self._train_charged(charged, trainer, data) if earlier is None else earlier
+
+    def _open(self, charged: ChargedRound, measured: Measurement | None) -> Update | None:
+        """Charge the round, and with the first one the run's measurements; or the update that was released for it before."""
+        if measured is None:
+            return charged.open()
+        if not charged.is_released:
+            measured.check()
+        earlier = charged.open(also=measured.planned() if charged.book.fold().accounts.is_joint(charged.account) else [])
+        if earlier is not None:
+            return earlier
+        try:
+            measured.reserve()
+        except WardroundError:
+            charged.abandon()
+            raise
+        return None
 
     def _train_charged(self, charged: ChargedRound, trainer: Trainer, data: TrainingData) -> Update:
         """Train a round that is charged. Raises RefusedError TRAINING_FAILED for every cause of ours: causes are not told apart outside."""
@@ -201,9 +211,9 @@ class StudyBench:
 
     def _load_training_data(self, site: Site) -> TrainingData:
         patients = site.cohort.patients_in(Split.TRAIN)
-        if len(patients) < self.study.data.min_patients:
+        if site.nominal_patients < self.study.data.min_patients or not patients:  # the study chooses min_patients: never the true count
             raise RefusedError(
-                RefusalCode.NOT_READY, f"{len(patients)} training patients, the study asks for {self.study.data.min_patients}"
+                RefusalCode.NOT_READY, f"nominal size {site.nominal_patients}, the study asks for {self.study.data.min_patients}"
             )
         account = self._book(site).register(site.patient_ids(), site.settings.delta)
         return TrainingData(site.name, account, site.cohort.dataset, patients, self._row_source(site.cohort.dataset))

@@ -91,4 +91,5 @@ def _one_question(negative: FloatArray, positive: FloatArray, variance: float) -
     auroc = float(positive @ below) / positives
     by_positive = float(((below - auroc) ** 2).sum()) / positives**2
     by_negative = float(((above - auroc) ** 2).sum()) / negatives**2
-    return auroc, sampling_error(auroc, positives, negatives), math.sqrt(variance * (by_positive + by_negative))
+    edge = 0.5 / (positives * negatives)  # an AUROC of exactly 1 is no proof of no error
+    return auroc, sampling_error(min(max(auroc, edge), 1 - edge), positives, negatives), math.sqrt(variance * (by_positive + by_negative))

@@ -217,7 +217,11 @@ class Ledger(ChargeBook):
         """Read what is new. The row that was last here must still be there."""
         here = self._fold.number
         if here and (database is None or hash_of(database, here) != self._fold.head):
-            raise RefusedError(LEDGER_BEHIND, f"row {here} is not in the ledger any more: an old copy took its place while in use")
+            raise RefusedError(
+                LEDGER_BEHIND,
+                f"row {here} is not in the ledger any more: an old copy took its place while in use; "
+                "after `ledger recover`, restart the client",
+            )
         if database is None:
             return
         check_schema(database)

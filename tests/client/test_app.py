@@ -190,8 +190,10 @@ def test_a_run_without_privacy_is_on_record_as_unprotected(make_site: Callable[.
 
 
 def test_too_few_patients(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
-    hospital = Hospital(make_site(private, patients=5))
-    assert hospital.ask(instruct(private)) == Refusal(RefusalCode.NOT_READY, "")
+    """By the public nominal size, 60: the study chooses the number, so the true one must not answer."""
+    study = private.with_changes({"data.min_patients": 61})
+    hospital = Hospital(make_site(study))
+    assert hospital.ask(instruct(study)) == Refusal(RefusalCode.NOT_READY, "")
     assert not ledger_path(hospital.folder).exists(), "nothing was trained, so nothing is charged"
 
 

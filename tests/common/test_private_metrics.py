@@ -42,6 +42,11 @@ def test_by_hand() -> None:
     assert found.standard_error == pytest.approx(sampling_error(15.5 / 16, 4, 4))
 
 
+def test_all_right_is_no_proof_of_no_error() -> None:
+    found = private_auroc(np.array([[[2, 0], [0, 2]]]), NO_NOISE, sites=1)
+    assert found.value == 1.0 and found.standard_error > 0.1
+
+
 def test_noise_error_by_hand() -> None:
     """20 and 0 negatives, 5 and 5 positives in two bins: below = (.5, 1), above = (.75, .25), AUROC .75."""
     variance = 3 * noise_variance(0.5)

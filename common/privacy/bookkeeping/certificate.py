@@ -6,9 +6,10 @@ patient may cancel. So the error is measured. With E the difference between the 
 independent standard normal numbers drawn anew for each step, E R is known cheaply in double precision (the exact side is left^T (right
 R), Freivalds 1977), and |E R|² / k estimates |E|² without bias. For k = 32 probes the estimate is below |E|² / 32 with probability
 less than (e^(31/32) / 32)^16 < 2^-57, whatever E is (a chi-square tail; rank one is the worst case). So a sum is accepted when the
-estimate is below bound² / 32, and then |E| <= bound but for that probability, which `bounds.failure_mass` takes out of δ.
+estimate is below bound² / 32, and then |E| <= bound but for that probability; `bounds.failure_mass` takes it out of δ
+for both of two neighbouring sums.
 
-A sum that is not accepted is not used: the engine forms that step again patient by patient. Layers of different width share R: their
+A sum that is not accepted is not used: the engine forms that step again in double precision. Layers of different width share R: their
 errors stacked, each padded by zero columns, are one matrix.
 """
 

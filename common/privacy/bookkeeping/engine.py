@@ -92,7 +92,7 @@ class BookkeepingStepper:
                     kept += [batch] if self._keeps_batches else []
             facts.check()
             if not self._sum.is_certified():
-                self._form_exactly(kept)
+                self._form_in_double(kept, facts)
             report = StepReport(facts.loss(), facts.patient_count, self._sum.non_finite_count)
             self._optimiser.step()
             return report
@@ -108,11 +108,10 @@ class BookkeepingStepper:
 
     def _take(self, batch: MicroBatch, facts: _Facts) -> None:
         """Count one micro-batch in."""
-        exact = not self._sum.has_room(RowGroups.of(batch))
+        RowGroups.of(batch)
         self._test_once(batch)
         facts.add(batch)
-        for part in self._split(batch) if exact else [batch]:
-            facts.losses.append(self._accumulate(part, exact=exact))
+        facts.losses += self._accumulate_all(batch)
 
     def _accumulate(self, batch: MicroBatch, *, exact: bool) -> Tensor:
         """Gradients of a micro-batch into the sum; returns its loss, weighted as the gradients are, still on the device."""
@@ -129,13 +128,25 @@ class BookkeepingStepper:
             raise InputError([f"{name}: the loss does not depend on it through its own layer; freeze or remove it" for name in unused])
         return weighted.detach().nan_to_num(0.0, 0.0, 0.0).sum()
 
-    def _form_exactly(self, batches: list[MicroBatch]) -> None:
-        """The step once more, patient by patient in integers, because the float error of a large sum was above its bound."""
-        LOG.warning("the float error of a sum was above its bound; the step is formed again in integers, which takes longer")
+    def _form_in_double(self, batches: list[MicroBatch], facts: _Facts) -> None:
+        """The step once more with large sums in double precision, because the float error of one was above its bound.
+
+        The same rounding as in a step that was accepted: whether a step comes here depends on its patients, so no more may change.
+        """
+        LOG.warning("the float error of a sum was above its bound; the step is formed again in double precision, which takes longer")
         self._sum.clear()
-        for batch in batches:
-            for part in self._split(batch):
-                self._accumulate(part, exact=True)
+        facts.losses.clear()
+        self._sum.in_double = True
+        try:
+            for batch in batches:
+                facts.losses += self._accumulate_all(batch)
+        finally:
+            self._sum.in_double = False
+
+    def _accumulate_all(self, batch: MicroBatch) -> list[Tensor]:
+        """A micro-batch into the sum, in parts where it is added patient by patient."""
+        exact = not self._sum.has_room(RowGroups.of(batch))
+        return [self._accumulate(part, exact=exact) for part in (self._split(batch) if exact else [batch])]
 
     def _split(self, batch: MicroBatch) -> Iterator[MicroBatch]:
         """Parts of a micro-batch whose per-patient gradients fit into memory; one without order stays whole."""

@@ -24,8 +24,8 @@ from common.privacy.bookkeeping.gradients import LEAST_CHANNELS, operands, patch
 from common.privacy.bookkeeping.recorder import Use
 
 AT_ONCE: Final = 1 << 19  # numbers of the wider factor in double precision at once
-GUARD: Final = 2.0**-40
-"""Times |left|² |right|²: more than rounding can take from a squared norm in double precision."""
+GUARD: Final = {torch.float32: 2.0**-32, torch.float64: 2.0**-44}
+"""Times |left|² |right|²: more than rounding can take from a squared norm, or add to the sum when `left` is scaled, for each precision."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Factors:
         """Squared norm of each patient's gradient, float64 [slots]; never below the exact one."""
         together = max(1, AT_ONCE // max(1, self.right.shape[1] * self.right.shape[2]))
         parts = zip(self.left.split(together), self.right.split(together), strict=True)  # type: ignore[no-untyped-call]
-        return torch.cat([_squared_norms(left.double(), right.double()) for left, right in parts])
+        return torch.cat([_squared_norms(left.double(), right.double(), GUARD[left.dtype]) for left, right in parts])
 
     def scaled(self, factors: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
         """c * left [slots * T, O] and right [slots * T, F] as matrices, without the patients that are not finite."""
@@ -55,11 +55,11 @@ class Factors:
         return left.reshape(-1, left.shape[2]), right.reshape(-1, right.shape[2])
 
 
-def _squared_norms(left: Tensor, right: Tensor) -> Tensor:
+def _squared_norms(left: Tensor, right: Tensor, guard: float) -> Tensor:
     if left.shape[1] == 1:
         return left.square().sum((1, 2)) * right.square().sum((1, 2))
     squares = (torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))).sum((1, 2))
-    return squares.clamp_min(0) + GUARD * left.square().sum((1, 2)) * right.square().sum((1, 2))
+    return squares.clamp_min(0) + guard * left.square().sum((1, 2)) * right.square().sum((1, 2))
 
 
 def can_be_ghost(layer: nn.Module) -> bool:

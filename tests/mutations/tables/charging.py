@@ -26,7 +26,7 @@ CHARGING = (
     Mutation(
         "charge after the gradient",
         (
-            Edit("client/workbench.py", "            earlier = charged.open()\n", "            earlier = None\n"),
+            Edit("client/workbench.py", "            earlier = self._open(charged, measured)\n", "            earlier = None\n"),
             Edit(
                 "client/workbench.py",
                 "            charged.close(update)\n",
@@ -39,8 +39,8 @@ CHARGING = (
     mutation(
         "let two processes train one round",
         "client/workbench.py",
-        "        with charged.lock():\n            if measured is not None:\n                measured.check()\n            earlier",
-        "        with suppress(OSError):\n            if measured is not None:\n                measured.check()\n            earlier",
+        "        with charged.lock():\n            earlier = self._open",
+        "        with suppress(OSError):\n            earlier = self._open",
         f"{TRAPS}::test_two_processes_never_train_one_round_at_once",
     ),
     mutation(
