@@ -137,7 +137,7 @@ class ChargedRound:
         if self.plan is not None and isinstance(self.study.privacy, PatientPrivacy) and not self.is_released:
             planned = poisson_gaussian(self.plan.sampling_rate, self.plan.accounted_noise_multiplier, self.plan.steps)
             privacy = self.study.privacy
-            check_budget(self.site, self.book, self.release.key, [planned, *also], epsilon=privacy.epsilon, delta=privacy.delta)
+            check_budget(self.site, self.book, self.release.key, [planned], also, epsilon=privacy.epsilon, delta=privacy.delta)
         stored = self.release.open()
         if stored is None:
             return None
@@ -171,10 +171,20 @@ class ChargedRound:
             )
 
 
-def check_budget(site: Site, book: Ledger, key: ChargeKey, planned: Sequence[DpEvent], *, epsilon: float, delta: float) -> None:
+def check_budget(
+    site: Site,
+    book: Ledger,
+    key: ChargeKey,
+    planned: Sequence[DpEvent],
+    also: Sequence[DpEvent] = (),
+    *,
+    epsilon: float,
+    delta: float,
+) -> None:
     """May this run charge `planned` (all that it will ever charge) to the account and line of `key`?
 
-    `planned` alone costs at most `epsilon` at the study's `delta`. The whole history of that account and line composed with it, by PLD at
+    `planned` alone costs at most `epsilon` at the study's `delta`; `also` is what the run charges besides where two lines count as one.
+    The whole history of that account and line composed with it, by PLD at
     the account's δ, must not exceed the site's cap, or `epsilon` where the site has none. RDP may say yes early and never refuses.
     The share of δ that each study's noise sampler may need is taken out again for each.
 
@@ -193,8 +203,8 @@ def check_budget(site: Site, book: Ledger, key: ChargeKey, planned: Sequence[DpE
             f"something left without protection before ({key.line} line), so these patients are not protected any more; "
             "if private studies shall go on all the same, say why in train_after_unprotected of site.json",
         )
-    if protected or len(planned) > 1 or epsilon > cap:
-        _check_epsilon(tuple(sorted(event_to_json(event) for event in [*protected, *planned])), _usable_delta(book, key), cap)
+    if protected or also or epsilon > cap:
+        _check_epsilon(tuple(sorted(event_to_json(event) for event in [*protected, *planned, *also])), _usable_delta(book, key), cap)
 
 
 def _check_epsilon(whole: tuple[str, ...], delta: float, cap: float) -> None:

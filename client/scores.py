@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's scores on a site's held-out images, as the site keeps them in its own folder, and by patient. Nothing of it is sent."""
+"""A model's scores on a site's held-out images, as the site keeps them in its own folder, and by patient.
+
+None of it is sent as it is: `client.measuring` counts patients into bins and adds noise first.
+"""
 
 from __future__ import annotations
 

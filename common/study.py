@@ -62,7 +62,9 @@ class Data(Part):
     )
     test_fraction: float = Field(0.2, gt=0, lt=0.9, description="Share of the patients held out for the test, by keyed hash.")
     validation_fraction: float = Field(0.0, ge=0, lt=0.5, description="Share of the patients held out for validation, by keyed hash.")
-    min_patients: int = Field(8, ge=2, description="Fewest training patients with which a site takes part.")
+    min_patients: int = Field(
+        8, ge=2, description="Fewest patients with which a site takes part; a hospital answers by its public nominal size."
+    )
     phantom: Phantom = Field(default_factory=Phantom, description="Settings of the synthetic images (source: phantom).")
 
     @model_validator(mode="after")

@@ -9,13 +9,59 @@ from typing import Final
 
 import numpy as np
 import torch
+from opacus.optimizers import DPOptimizer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from common.privacy.generator import SystemGenerator
 from common.privacy.grid import grid_step
 from common.privacy.noise import NoiseArray, rounded_gaussian
 
 AT_ONCE: Final = 1 << 17  # numbers drawn and converted at once: noise of a large model never lies in memory whole
+
+
+class IntegerStep(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
+    """What the optimisers of all engines share: sums are integers, noise is drawn once, the divisor is public. See Opacus for the rest."""
+
+    def __init__(
+        self,
+        optimiser: Optimizer,
+        *,
+        noise_multiplier: float,
+        clipping_norm: float,
+        divisor: float,
+        grid_bits: int,
+        generator: SystemGenerator,
+    ) -> None:
+        super().__init__(
+            optimiser, noise_multiplier=noise_multiplier, max_grad_norm=clipping_norm, expected_batch_size=None, loss_reduction="sum"
+        )
+        self._divisor = divisor
+        self._grid_bits = grid_bits
+        self._system_generator = generator
+
+    def add_noise(self) -> None:
+        """Add integer noise to `summed_grad` (none means zero) and put the result, in ordinary units, into `grad`."""
+        set_noisy_gradients(
+            self.params,
+            noise_multiplier=self.noise_multiplier,
+            clipping_norm=self.max_grad_norm,
+            grid_bits=self._grid_bits,
+            generator=self._system_generator,
+        )
+
+    def scale_grad(self) -> None:
+        """Divide by the public divisor."""
+        for parameter in self.params:
+            parameter.grad.div_(self._divisor)
+
+    def clear(self) -> None:
+        """Forget every gradient, sum and queued skip."""
+        self._step_skip_queue.clear()
+        self._is_last_step_skipped = False
+        for parameter in self.params:
+            parameter.grad = parameter.grad_sample = parameter.summed_grad = None
+            parameter._forward_counter = 0
 
 
 def set_noisy_gradients(

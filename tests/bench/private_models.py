@@ -135,7 +135,7 @@ def stock_step(case: Case, mode: str) -> Step:
     settings = {"noise_multiplier": NOISE_MULTIPLIER, "max_grad_norm": CLIPPING_NORM, "expected_batch_size": case.batch}
     if mode == "hooks":
         model, private = GradSampleModule(raw, loss_reduction="sum"), DPOptimizer(optimiser, loss_reduction="sum", **settings)
-        criterion = lambda outputs, targets: row_loss(outputs, targets).sum()  # noqa: E731
+        criterion = _StockLoss()
     else:
         model = GradSampleModuleFastGradientClipping(raw, max_grad_norm=CLIPPING_NORM, use_ghost_clipping=True, loss_reduction="sum")
         private = DPOptimizerFastGradientClipping(optimiser, loss_reduction="sum", **settings)

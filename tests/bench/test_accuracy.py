@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,9 @@ from tests.simulations import sample_run
 ROW = Row("some", "some row", "chest-xray-scattering", required=0.9, required_each=0.85, stretch=0.95)
 
 
-def finding(seed: int, auroc: float, **facts: object) -> Finding:
+def finding(seed: int, auroc: float, **facts: Any) -> Finding:
     empty = Finding(seed, auroc, epsilon=None, pooled=None, worst_site=None, trivial={"border": 0.9})
-    return replace(empty, **facts)  # type: ignore[arg-type]
+    return replace(empty, **facts)
 
 
 def test_every_row_is_a_study_with_delta_and_local_privacy_as_the_protocol_says() -> None:

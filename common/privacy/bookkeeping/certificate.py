@@ -60,16 +60,17 @@ class Certificate:
 
     def _squared_error(self, total: Tensor, seen: Tensor) -> Tensor:
         probe = self._probe(total.shape[1], total.device)
-        rows = zip(total.split(ROWS_AT_ONCE), seen.split(ROWS_AT_ONCE), strict=True)  # type: ignore[no-untyped-call]
+        rows = zip(torch.split(total, ROWS_AT_ONCE), torch.split(seen, ROWS_AT_ONCE), strict=True)
         return torch.stack([(part.double() @ probe - exact).square_().sum() for part, exact in rows]).sum()
 
     def _probe(self, width: int, device: torch.device) -> Tensor:
         """The first `width` rows of R, made longer when a wider layer comes."""
-        have = 0 if self._probes is None else len(self._probes)
-        if width > have:
-            more = _normal_numbers((width - have) * PROBES, self._generator).view(-1, PROBES).to(device)
-            self._probes = more if self._probes is None else torch.cat((self._probes, more))
-        return self._probes[:width]  # type: ignore[index]
+        probes = torch.empty(0, PROBES, dtype=torch.float64, device=device) if self._probes is None else self._probes
+        missing = width - len(probes)
+        if missing > 0:
+            more = _normal_numbers(missing * PROBES, self._generator).view(-1, PROBES).to(device)
+            self._probes = probes = torch.cat((probes, more))
+        return probes[:width]
 
 
 def _normal_numbers(count: int, generator: SystemGenerator) -> Tensor:

@@ -43,7 +43,7 @@ class Factors:
     def squared_norms(self) -> Tensor:
         """Squared norm of each patient's gradient, float64 [slots]; never below the exact one."""
         together = max(1, AT_ONCE // max(1, self.right.shape[1] * self.right.shape[2]))
-        parts = zip(self.left.split(together), self.right.split(together), strict=True)  # type: ignore[no-untyped-call]
+        parts = zip(torch.split(self.left, together), torch.split(self.right, together), strict=True)
         return torch.cat([_squared_norms(left.double(), right.double(), GUARD[left.dtype]) for left, right in parts])
 
     def scaled(self, factors: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,4 +70,28 @@ BOOKKEEPING = (
         "tests/common/privacy/test_trap_engines.py::test_the_plan_pays_for_the_float_error_of_its_engine",
         traps=[13],
     ),
+    mutation(
+        "bookkeeping: form a step that was not accepted in integers",
+        "common/privacy/bookkeeping/engine.py",
+        "        exact = not self._sum.has_room(RowGroups.of(batch))\n",
+        "        exact = self._sum.in_double or not self._sum.has_room(RowGroups.of(batch))\n",
+        "tests/common/privacy/bookkeeping/test_certificate.py::test_a_step_that_is_formed_again_is_the_same_step",
+        traps=[13],
+    ),
+    mutation(
+        "bookkeeping: use a sum that was not accepted",
+        "common/privacy/bookkeeping/engine.py",
+        "if not self._sum.is_certified():",
+        "if False:",
+        "tests/common/privacy/bookkeeping/test_certificate.py::test_a_sum_that_is_not_accepted_is_formed_again_in_double_precision",
+        traps=[19],
+    ),
+    mutation(
+        "bookkeeping: trust every model",
+        "common/privacy/bookkeeping/engine.py",
+        "            if problems:\n                raise InputError(problems)\n            self._is_tested = True",
+        "            self._is_tested = True",
+        "tests/common/privacy/bookkeeping/test_self_test.py::test_losses_that_couple_patients",
+        traps=[15],
+    ),
 )

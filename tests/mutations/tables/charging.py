@@ -6,6 +6,7 @@ from tests.mutations.mutation import Edit, Mutation, mutation
 APP = "tests/client/test_app.py"
 TRAPS = "tests/client/test_trap_charging.py"
 BOOK = "tests/client/ledger/test_book.py"
+UNLUCKY = "tests/client/test_unlucky_order.py"
 
 CHARGING = (
     mutation(
@@ -185,5 +186,34 @@ CHARGING = (
         "if charge.state is not State.SETTLED",
         "if charge.state is State.SETTLED",
         f"{BOOK}::test_what_is_spent_goes_to_the_accountant",
+    ),
+    mutation(
+        "refuse what was released when the budget has moved",
+        "client/charging.py",
+        " and not self.is_released:",
+        ":",
+        f"{UNLUCKY}::test_what_was_released_is_sent_again_whatever_was_spent_since",
+    ),
+    mutation(
+        "check training and measurement of a joint account one by one",
+        "client/charging.py",
+        "[*protected, *planned, *also]",
+        "[*protected, *planned]",
+        f"{UNLUCKY}::test_on_a_joint_account_training_and_measurement_are_paid_together",
+    ),
+    mutation(
+        "answer by the true number of patients",
+        "client/workbench.py",
+        "if site.nominal_patients < self.study.data.min_patients or not patients:",
+        "if len(patients) < self.study.data.min_patients:",
+        f"{UNLUCKY}::test_the_coordinator_cannot_ask_for_the_number_of_patients",
+        traps=[9],
+    ),
+    mutation(
+        "reserve a measurement again after a recovery",
+        "client/measuring.py",
+        "        for release in self._uncharged():\n            self.book.reserve",
+        "        for release in map(self._release, self.plan.rounds):\n            self.book.reserve",
+        f"{UNLUCKY}::test_a_run_with_a_measurement_goes_on_after_a_recovery",
     ),
 )

@@ -162,7 +162,7 @@ MECHANISM = (
     ),
     mutation(
         "keep the sum of a step that broke off",
-        "common/privacy/patient_optimiser.py",
+        "common/privacy/integer_noise.py",
         "parameter.grad = parameter.grad_sample = parameter.summed_grad = None",
         "parameter.grad = parameter.grad_sample = None",
         f"{AUDIT}::test_a_round_that_broke_off_leaves_nothing_to_the_next",
