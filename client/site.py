@@ -56,6 +56,8 @@ class SiteFile(BaseModel):
     @classmethod
     def read(cls, folder: Path) -> SiteFile:
         """The site's settings. Raises DataError with what is missing or damaged."""
+        if not (folder / SITE_FILE).exists():
+            raise DataError(f"{folder}: not a site's folder, it has no {SITE_FILE}; give the folder of one site")
         try:
             return cls.model_validate_json((folder / SITE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -101,7 +101,7 @@ def _account(fold: LedgerFold, name: str, line: Line, cap: float | None) -> dict
     return {
         "account": name,
         "line": line.value,
-        "patients": fold.accounts.patient_count(name),
+        "patients": fold.accounts.patient_count(name, line),
         "charges": len(charges),
         "epsilon": epsilon if protected else None,
         "cap": cap,

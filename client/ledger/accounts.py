@@ -68,9 +68,9 @@ class Accounts:
         """δ of an account; of a merged one the smallest of its parts."""
         return min(delta for part, delta in self._deltas.items() if self.root(part) == self.root(account))
 
-    def patient_count(self, account: str) -> int:
-        """How many patients an account has. Private."""
-        return sum(self.root(owner) == self.root(account) for owner in self._owners.values())
+    def patient_count(self, account: str, line: Line) -> int:
+        """How many patients of an account may pay on a line. Private."""
+        return sum(line in self._lines[each] and self.root(owner) == self.root(account) for each, owner in self._owners.items())
 
     def plan(self, patients: Patients, delta: float) -> Registration:
         """How to give `patients` one account."""
