@@ -17,7 +17,6 @@ from flwr.app import Context, RecordDict
 from client.app import DEVICE_VARIABLE, THREADS_VARIABLE
 from client.site import SITE_TABLE_VARIABLE
 from client.worker import WorkerSettings
-from common import child
 from common.errors import FederationError, RunInterrupted, StorageError
 from common.events import EventLog, Listener
 from common.files import CACHE_VARIABLE, cache_folder, write_atomic
@@ -35,17 +34,16 @@ from simulations.options import RunOptions, RunOutcome
 from simulations.prepare import Prepared, check_device, ensure_features, prepare, reopen
 from simulations.report import write_comparison, write_report
 from simulations.results import RunResult
+from simulations.warm import warm_up
 
 SEEDS_FILE = "seeds.json"
 BASELINE_ATTEMPTS = 2
 CLIENT_APP = "client.app:app"
-WORKER_MODULES = ("client.workbench", "client.app", "common.models.cnn", "torch._dynamo")  # the first optimiser loads torch._dynamo
-PRIVATE_WORKER_MODULES = ("client.private_trainer", "dp_accounting.pld", "dp_accounting.rdp")
 
 
 def run_study(options: RunOptions, listeners: Sequence[Listener]) -> list[RunOutcome]:
     """Run a study, once for each seed. Raises RunInterrupted when it is stopped; the folder can then be resumed."""
-    _preload(options.study.is_private)
+    warm_up(options.study.is_private)
     check_device(options.device)
     seeds = options.seeds or (options.study.seed,)
     folders = [options.out / f"seed-{seed}" for seed in seeds] if len(seeds) > 1 else [options.out]
@@ -64,7 +62,7 @@ def resume_study(run_dir: Path, listeners: Sequence[Listener]) -> list[RunOutcom
     folders = [run_dir / f"seed-{seed}" for seed in json.loads(seeds.read_text())] if seeds.exists() else [run_dir]
     with ExitStack() as claims:
         for folder in folders:
-            _preload(RunLayout(folder).read_study().is_private)
+            warm_up(RunLayout(folder).read_study().is_private)
             claims.enter_context(RunLayout(folder).claimed())
         return _run_all(run_dir, folders, listeners)
 
@@ -76,11 +74,6 @@ def _run_all(out: Path, folders: Sequence[Path], listeners: Sequence[Listener]) 
         if len(results) > 1:
             write_comparison(results, out / "report.html")
         return outcomes
-
-
-def _preload(private: bool) -> None:
-    """Load what workers need in the background, once for all of them: torch, and opacus only where it is used."""
-    child.preload(WORKER_MODULES + PRIVATE_WORKER_MODULES if private else WORKER_MODULES)
 
 
 def _continue(prepared: Prepared, listeners: Sequence[Listener]) -> RunOutcome:

@@ -15,6 +15,7 @@ import psutil
 from common.events import Event, read_events
 from common.study_file import load_study
 from simulations.options import RunOptions
+from simulations.warm import warm_up
 
 
 class Memory:
@@ -38,9 +39,10 @@ def peak_resident_bytes() -> int:
 
 
 def main(request: dict) -> None:
+    study = load_study(Path(request["study"])).with_changes(request["changes"])
+    warm_up(study.is_private)
     from simulations.run import run_study
 
-    study = load_study(Path(request["study"])).with_changes(request["changes"])
     options = RunOptions(
         study=study,
         out=Path(request["out"]),
