@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -52,8 +52,7 @@ class IntegerStep(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
 
     def scale_grad(self) -> None:
         """Divide by the public divisor."""
-        for parameter in self.params:
-            parameter.grad.div_(self._divisor)
+        torch._foreach_div_([parameter.grad for parameter in self.params], self._divisor)
 
     def clear(self) -> None:
         """Forget every gradient, sum and queued skip."""
@@ -78,16 +77,50 @@ def set_noisy_gradients(
     """
     noise = _Noise(sum(parameter.numel() for parameter in parameters), math.ldexp(noise_multiplier, grid_bits), generator)
     step = grid_step(clipping_norm, grid_bits)
+    for together in _portions(parameters):
+        if len(together) == 1:
+            _set_in_pieces(together[0], noise, step)
+        else:
+            _set_together(together, noise, step)
+
+
+def _portions(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one kind, together at most `AT_ONCE` numbers; a larger parameter stands alone."""
+    portion: list[Tensor] = []
     for parameter in parameters:
-        total: Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
-        gradient = torch.empty_like(parameter, requires_grad=False).view(-1)
-        for first in range(0, len(gradient), AT_ONCE):
-            part = gradient[first : first + AT_ONCE]
-            integers = torch.from_numpy(noise.take(len(part))).to(part.device)
-            if total is not None:
-                integers += total[first : first + AT_ONCE]
-            part.copy_(integers.double().mul_(step))
-        parameter.summed_grad = None  # type: ignore[attr-defined]
+        same = portion and (parameter.device, parameter.dtype) == (portion[0].device, portion[0].dtype)
+        if portion and not (same and sum(one.numel() for one in portion) + parameter.numel() <= AT_ONCE):
+            yield portion
+            portion = []
+        portion.append(parameter)
+    if portion:
+        yield portion
+
+
+def _set_in_pieces(parameter: Tensor, noise: _Noise, step: float) -> None:
+    """One parameter; its noise never lies in memory whole."""
+    total: Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
+    gradient = torch.empty_like(parameter, requires_grad=False).view(-1)
+    for first in range(0, len(gradient), AT_ONCE):
+        part = gradient[first : first + AT_ONCE]
+        integers = torch.from_numpy(noise.take(len(part))).to(part.device)
+        if total is not None:
+            integers += total[first : first + AT_ONCE]
+        part.copy_(integers.double().mul_(step))
+    parameter.summed_grad = None  # type: ignore[attr-defined]
+    parameter.grad = gradient.view_as(parameter)
+
+
+def _set_together(parameters: Sequence[Tensor], noise: _Noise, step: float) -> None:
+    """Several small parameters at once: for each of them alone, starting the work would take longer than the work."""
+    sizes = [parameter.numel() for parameter in parameters]
+    integers = torch.from_numpy(noise.take(sum(sizes))).to(parameters[0].device)
+    for parameter, part in zip(parameters, torch.split(integers, sizes), strict=True):
+        if parameter.summed_grad is not None:  # type: ignore[attr-defined]
+            part += parameter.summed_grad  # type: ignore[attr-defined]
+            parameter.summed_grad = None  # type: ignore[attr-defined]
+    gradients = integers.double().mul_(step).to(parameters[0].dtype)
+    for parameter, gradient in zip(parameters, torch.split(gradients, sizes), strict=True):
         parameter.grad = gradient.view_as(parameter)
 
 

@@ -58,8 +58,13 @@ class Factors:
 def _squared_norms(left: Tensor, right: Tensor, guard: float) -> Tensor:
     if left.shape[1] == 1:
         return left.square().sum((1, 2)) * right.square().sum((1, 2))
-    squares = (torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))).sum((1, 2))
-    return squares.clamp_min(0) + guard * left.square().sum((1, 2)) * right.square().sum((1, 2))
+    between, across = torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2))
+    largest = _trace(between) * _trace(across)  # |left|² |right|²
+    return between.mul_(across).sum((1, 2)).clamp_min_(0) + guard * largest
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def can_be_ghost(layer: nn.Module) -> bool:

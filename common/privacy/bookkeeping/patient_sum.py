@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from common.privacy.grid import grid_step
 
 SMALL_NUMBERS: Final = 1 << 13
 PIECE: Final = 1 << 18
+Key = TypeVar("Key", Tensor, tuple[Tensor, ...])
 
 
 class MicroBatchSum:
@@ -73,7 +74,7 @@ class PatientSum:
 
     def clear(self) -> None:
         """Start at zero."""
-        self._fine: dict[Tensor, Tensor] = {}
+        self._fine: dict[tuple[Tensor, ...], Tensor] = {}  # parameters side by side
         self._large: dict[Tensor, Tensor] = {}
         self._whole: dict[Tensor, Tensor] = {}
         self._taps: dict[Tensor, int] = {}
@@ -117,7 +118,15 @@ class PatientSum:
         int32 where no sum of so many patients can be larger, which halves the memory of a large model; else int64.
         """
         dtype = torch.int32 if (self._slots + 1) << self._grid_bits < 2**30 else torch.int64
-        sums = [self._rounded(parameter, dtype) for parameter in self._parameters]
+        fine = _separated(self._fine)
+        rounded: dict[Tensor, Tensor] = {}
+        alone = [parameter for parameter in fine if parameter not in self._large and parameter not in self._whole]
+        for together in _side_by_side(alone):
+            total = self._on_grid([torch.cat([fine[parameter] for parameter in together])], dtype)
+            rounded |= dict(zip(together, torch.split(total, [parameter.numel() for parameter in together]), strict=True))
+        for parameter in {*fine, *self._large, *self._whole} - rounded.keys():
+            rounded[parameter] = self._rounded(parameter, fine.get(parameter), dtype)
+        sums = [self._ordered(parameter, rounded.get(parameter)) for parameter in self._parameters]
         self.clear()
         return sums
 
@@ -145,9 +154,7 @@ class PatientSum:
 
     def _add_block_sums(self, together: tuple[Tensor, ...], gradient: Tensor, clipping: Tensor) -> None:
         """Sums of blocks of patients in one product, their sum in double precision."""
-        total = _block_sums(gradient, clipping.to(gradient.dtype)).sum(0, dtype=torch.float64)
-        for parameter, part in zip(together, torch.split(total, [parameter.numel() for parameter in together]), strict=True):
-            _accumulate(self._fine, parameter, part)
+        _accumulate(self._fine, together, _block_sums(gradient, clipping.to(gradient.dtype)).sum(0, dtype=torch.float64))
 
     def _add_large(self, part: ghost.Factors, clipping: Tensor, finite: Tensor) -> None:
         left, right = part.scaled(clipping, finite)
@@ -161,32 +168,49 @@ class PatientSum:
         else:
             self._large[part.weight] = left.t() @ right
 
-    def _rounded(self, parameter: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """All parts of one sum on the grid, in the parameter's own order."""
-        found = (self._fine.pop(parameter, None), self._large.pop(parameter, None))
-        total = _on_grid([part.view(-1) for part in found if part is not None], grid_step(self._clipping_norm, self._grid_bits), dtype)
+    def _rounded(self, parameter: Tensor, fine: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """All parts of one sum on the grid."""
+        parts = [part.view(-1) for part in (fine, self._large.pop(parameter, None)) if part is not None]
         whole = self._whole.pop(parameter, None)
-        if whole is not None:
-            total = whole if total is None else whole + total
+        if not parts and whole is not None:
+            return whole
+        total = self._on_grid(parts, dtype)
+        return total if whole is None else whole + total
+
+    def _on_grid(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The sum of float parts [n] in whole grid steps, a piece at a time, because double precision takes room."""
+        step = grid_step(self._clipping_norm, self._grid_bits)
+        total = torch.empty(len(parts[0]), dtype=dtype, device=parts[0].device)
+        for first in range(0, len(total), PIECE):
+            pieces = [part[first : first + PIECE].double() for part in parts]
+            total[first : first + PIECE] = (pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(0)).div(step).round_()
+        return total
+
+    def _ordered(self, parameter: Tensor, total: Tensor | None) -> Tensor | None:
+        """A sum in the parameter's own order."""
         return None if total is None else natural_order(parameter, total, self._taps.get(parameter, 1))
 
 
-def _on_grid(parts: Sequence[Tensor], step: float, dtype: torch.dtype) -> Tensor | None:
-    """The sum of float parts [n] in whole grid steps, a piece at a time, because double precision takes room."""
-    if not parts:
-        return None
-    total = torch.empty(len(parts[0]), dtype=dtype, device=parts[0].device)
-    for first in range(0, len(total), PIECE):
-        piece = torch.stack([part[first : first + PIECE].double() for part in parts]).sum(0)
-        total[first : first + PIECE] = piece.div_(step).round_()
-    return total
+def _separated(sums: dict[tuple[Tensor, ...], Tensor]) -> dict[Tensor, Tensor]:
+    """The sum of each parameter by itself."""
+    found: dict[Tensor, Tensor] = {}
+    for together, total in sums.items():
+        for parameter, part in zip(together, torch.split(total, [parameter.numel() for parameter in together]), strict=True):
+            _accumulate(found, parameter, part)
+    return found
 
 
-def _accumulate(sums: dict[Tensor, Tensor], parameter: Tensor, added: Tensor) -> None:
-    if parameter in sums:
-        sums[parameter].add_(added)
+def _side_by_side(parameters: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Large parameters by themselves, all small ones together."""
+    small = tuple(parameter for parameter in parameters if parameter.numel() < SMALL_NUMBERS)
+    return [(parameter,) for parameter in parameters if parameter.numel() >= SMALL_NUMBERS] + ([small] if small else [])
+
+
+def _accumulate(sums: dict[Key, Tensor], key: Key, added: Tensor) -> None:
+    if key in sums:
+        sums[key].add_(added)
     else:
-        sums[parameter] = added.clone()
+        sums[key] = added.clone()
 
 
 def _biases(large: Sequence[Use], slots: int) -> dict[Tensor, Tensor]:
@@ -197,11 +221,8 @@ def _biases(large: Sequence[Use], slots: int) -> dict[Tensor, Tensor]:
 
 def _merge_small(gradients: dict[Tensor, Tensor]) -> dict[tuple[Tensor, ...], Tensor]:
     """Small parameters side by side in one matrix: one product instead of many."""
-    small = [parameter for parameter, gradient in gradients.items() if gradient.shape[1] < SMALL_NUMBERS]
-    merged: dict[tuple[Tensor, ...], Tensor] = {(p,): g for p, g in gradients.items() if p not in set(small)}
-    if small:
-        merged[tuple(small)] = torch.cat([gradients[parameter] for parameter in small], dim=1)
-    return merged
+    groups = _side_by_side(list(gradients))
+    return {group: torch.cat([gradients[one] for one in group], dim=1) if len(group) > 1 else gradients[group[0]] for group in groups}
 
 
 def _without(gradient: Tensor, finite: Tensor) -> Tensor:
