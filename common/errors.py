@@ -10,6 +10,8 @@
     |-- ProtocolError              5  the other end sent something that does not fit the protocol
     |-- StorageError               6  disk full, not writable, or a stored file is damaged
     |-- FederationError            7  too few sites answered
+    |   `-- CoordinatorUnreachable 7  a site did not reach its coordinator
+    |-- CoordinatorRefused         3  the coordinator answered a site's call with "no"; carries status and code
     `-- AuditFailed                8  the audit refuted the claim of privacy, or could not test it
 
 A message says what was wrong, where, and what to do. Several problems of one input are raised together.
@@ -104,6 +106,21 @@ class FederationError(WardroundError):
     """Too few sites answered to go on."""
 
     exit_code = ExitCode.FEDERATION
+
+
+class CoordinatorUnreachable(FederationError):
+    """A site did not reach its coordinator: name, proxy, network, or TLS; the message says which and what to do."""
+
+
+class CoordinatorRefused(WardroundError):
+    """The coordinator answered a site's call with "no". `status` is that of HTTP, `code` the coordinator's word for it."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, status: int, code: str, text: str) -> None:
+        self.status = status
+        self.code = code
+        super().__init__(text)
 
 
 class AuditFailed(WardroundError):

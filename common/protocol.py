@@ -33,6 +33,10 @@ MAX_HEAD_CHARACTERS = 1 << 22
 FACTS = "wardround"
 MODEL = "model"
 COUNTS = "counts"
+HEAD_FACT = "ledger_head"
+EGRESS_FACT = "egress"
+RIDING_FACTS = frozenset({HEAD_FACT, EGRESS_FACT})
+"""What rides on a reply and is no part of what it says."""
 LARGEST_COUNT = 10**9
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -48,6 +52,8 @@ class RefusalCode(StrEnum):
 
     STUDY_INVALID = "STUDY_INVALID"
     STUDY_NOT_APPROVED = "STUDY_NOT_APPROVED"
+    POLICY_REFUSED = "POLICY_REFUSED"
+    PAUSED = "PAUSED"
     PROTOCOL_MISMATCH = "PROTOCOL_MISMATCH"
     BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     LEDGER_BEHIND = "LEDGER_BEHIND"
@@ -90,11 +96,22 @@ class Instruction:
     def sha256(self) -> str:
         """Digest of the content, the same however Flower packs it; names the message in the charge of a round."""
         digest = hashlib.sha256(json.dumps([PROTOCOL_VERSION, self.run_id, self.study, self.round, self.train, self.evaluate]).encode())
-        for name in sorted(self.model):
-            array = self.model[name]
-            digest.update(json.dumps([name, list(array.shape), array.dtype.str]).encode())
-            digest.update(array.tobytes())
+        _digest_arrays(digest, self.model)
         return digest.hexdigest()
+
+
+def weights_sha256(arrays: Arrays) -> str:
+    """Digest of a model's weights by name, shape and value: what a start record says of the initial ones."""
+    digest = hashlib.sha256(json.dumps([PROTOCOL_VERSION, "weights"]).encode())
+    _digest_arrays(digest, arrays)
+    return digest.hexdigest()
+
+
+def _digest_arrays(digest: hashlib._Hash, arrays: Arrays) -> None:
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(json.dumps([name, list(array.shape), array.dtype.str]).encode())
+        digest.update(array.tobytes())
 
 
 @dataclass(frozen=True)
@@ -148,12 +165,12 @@ Reply = Update | Evaluated | Refusal
 
 def with_head(records: RecordDict, head: str) -> RecordDict:
     """A reply that carries the signed head of the site's ledger."""
-    return _with_fact(records, "ledger_head", head)
+    return _with_fact(records, HEAD_FACT, head)
 
 
 def head_of(records: RecordDict) -> str | None:
     """The head that rides on a reply, as the site wrote it; None if there is none or it cannot be one."""
-    return _fact_text(records, "ledger_head")
+    return _fact_text(records, HEAD_FACT)
 
 
 def with_receipt(records: RecordDict, receipt: str) -> RecordDict:
@@ -164,6 +181,48 @@ def with_receipt(records: RecordDict, receipt: str) -> RecordDict:
 def receipt_of(records: RecordDict) -> str | None:
     """The receipt that rides on an instruction; None if there is none."""
     return _fact_text(records, "ledger_receipt")
+
+
+def with_egress(records: RecordDict, statement: str) -> RecordDict:
+    """A reply that carries the site's signed statement about it (`common.egress_statement`)."""
+    return _with_fact(records, EGRESS_FACT, statement)
+
+
+def egress_of(records: RecordDict) -> str | None:
+    """The statement that rides on a reply, as the site wrote it; None if there is none."""
+    return _fact_text(records, EGRESS_FACT)
+
+
+def is_refusal(records: RecordDict) -> bool:
+    """Whether a reply says that it is a refusal; nothing else of it is looked at."""
+    return _fact_text(records, "kind") == "refusal"
+
+
+def payload_sha256(records: RecordDict) -> str:
+    """Digest of what a reply says, the same however Flower packs it, without the two heads that ride on it (ledger, egress).
+
+    Raises ProtocolError for a record that is neither tensors nor plain facts.
+    """
+    digest = hashlib.sha256(json.dumps([PROTOCOL_VERSION, sorted(records)]).encode())
+    for name in sorted(records):
+        record = records[name]
+        if isinstance(record, ArrayRecord):
+            for key in sorted(record):
+                array = record[key]
+                digest.update(json.dumps([name, key, list(array.shape), array.dtype, array.stype, len(array.data)]).encode())
+                digest.update(array.data)
+        elif isinstance(record, ConfigRecord | MetricRecord):
+            plain = {key: value for key, value in record.items() if name != FACTS or key not in RIDING_FACTS}
+            digest.update(json.dumps([name, plain], sort_keys=True, default=_bytes_as_text).encode())
+        else:
+            raise ProtocolError(f"reply: record {name[:80]} is of an unknown kind")
+    return digest.hexdigest()
+
+
+def _bytes_as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    raise ProtocolError(f"reply: a fact is a {type(value).__name__}")
 
 
 def _with_fact(records: RecordDict, name: str, text: str) -> RecordDict:

@@ -76,6 +76,11 @@ def study_fields() -> dict[str, StudyField]:
     return {field.key: field for part in study_parts() for field in part.fields}
 
 
+def fields_of(schema: Schema) -> dict[str, StudyField]:
+    """Every key of a file that people write, by its dotted name, from the JSON schema of its model."""
+    return {field.key: field for part in _parts("", [schema], schema.get("$defs", {})) for field in part.fields}
+
+
 def _parts(key: str, variants: list[Schema], definitions: dict[str, Schema]) -> Iterator[StudyPart]:
     """The block `key`, which has one of the `variants`, and the blocks in it."""
     specs: dict[str, list[Schema]] = {}
@@ -93,7 +98,9 @@ def _parts(key: str, variants: list[Schema], definitions: dict[str, Schema]) -> 
 
 
 def _references(spec: Schema) -> list[str]:
-    return [option["$ref"].rsplit("/", 1)[1] for option in [spec, *spec.get("anyOf", ())] if "$ref" in option]
+    entries = spec.get("additionalProperties")
+    options = [spec, *spec.get("anyOf", ()), *([entries] if isinstance(entries, dict) else ())]
+    return [option["$ref"].rsplit("/", 1)[1] for option in options if "$ref" in option]
 
 
 def _block_description(spec: Schema, definitions: dict[str, Schema]) -> str:

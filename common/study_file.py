@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from common.errors import StudyError
@@ -23,6 +23,7 @@ from common.study_yaml import Document, KeyPath, Problem, dotted, read_yaml
 
 MAX_STUDY_BYTES = 1_000_000
 _PATTERN_WORDS = {SLUG: "small letters, digits and hyphens, such as my-study", SHA256: "64 hexadecimal digits"}
+Model = TypeVar("Model", bound=BaseModel)
 _KEYED_TEXT = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): (.*)$")
 
 
@@ -38,9 +39,9 @@ def parse_study(text: str, name: str) -> Study:
     if not isinstance(document.value, dict):
         document.problems = document.problems or [Problem(1, "", "is not a study; write at least the keys name and privacy")]
     else:
-        study = _validate(document)
+        study = validated(document, Study, study_fields)
     if study is None or document.problems:
-        raise StudyError(_line(name, problem) for problem in sorted(set(document.problems)))
+        raise StudyError(problem_lines(name, document))
     return study
 
 
@@ -61,15 +62,18 @@ def _read_text(path: Path) -> str:
         raise StudyError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from error
 
 
-def _line(name: str, problem: Problem) -> str:
-    return f"{name}:{problem.line}: {problem.key}{': ' if problem.key else ''}{problem.text}"
+def problem_lines(name: str, document: Document) -> list[str]:
+    """What is wrong, each a line that begins with the file's name."""
+    problems = sorted(set(document.problems))
+    return [f"{name}:{problem.line}: {problem.key}{': ' if problem.key else ''}{problem.text}" for problem in problems]
 
 
-def _validate(document: Document) -> Study | None:
+def validated(document: Document, model: type[Model], fields_by_key: Callable[[], dict[str, StudyField]]) -> Model | None:
+    """The `model` of what was read, or None when something does not fit it; each problem is added to the document."""
     try:
-        return Study.model_validate(document.value, strict=True)
+        return model.model_validate(document.value, strict=True)
     except ValidationError as error:
-        fields = study_fields()
+        fields = fields_by_key()
         for details in error.errors(include_url=False):
             path = _real_path(details["loc"], details["type"], document.value)
             if not (document.has_lost(path) or _is_echo(details, path, document.value)):
