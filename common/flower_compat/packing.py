@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All tensors of a record as one, on the way: Flower makes two objects of each tensor, and each object is a call of its own.
+
+A packed record holds one array of bytes: the length of a header (8 bytes), the header (JSON: name, dtype, shape, format and size of each
+tensor, in order), then the tensors' bytes as they were. What is not packed passes as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from common.errors import ProtocolError
+
+NAME: Final = "packed"
+FORMAT: Final = "wardround.packed.1"
+MAX_TENSORS: Final = 100_000
+MAX_HEADER_BYTES: Final = 1 << 24
+_LENGTH_BYTES: Final = 8
+
+
+def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
+    """The same records with the tensors of each in one array; a record that several contents share stays shared."""
+    known: dict[int, ArrayRecord] = {}
+
+    def pack(record: ArrayRecord) -> ArrayRecord:
+        if id(record) not in known:
+            known[id(record)] = _pack(record)
+        return known[id(record)]
+
+    return [
+        RecordDict({name: pack(one) if isinstance(one, ArrayRecord) and len(one) > 1 else one for name, one in content.items()})
+        for content in contents
+    ]
+
+
+def unpacked(content: RecordDict) -> RecordDict:
+    """What `packed` was given. Raises ProtocolError."""
+    return RecordDict({name: _unpack(one) if _is_packed(one) else one for name, one in content.items()})
+
+
+def _pack(record: ArrayRecord) -> ArrayRecord:
+    facts = [[name, array.dtype, list(array.shape), array.stype, len(array.data)] for name, array in record.items()]
+    header = json.dumps(facts, separators=(",", ":")).encode()
+    content = b"".join((len(header).to_bytes(_LENGTH_BYTES, "big"), header, *(array.data for array in record.values())))
+    return ArrayRecord({NAME: Array("uint8", (len(content),), FORMAT, content)})
+
+
+def _is_packed(record: object) -> bool:
+    return isinstance(record, ArrayRecord) and list(record) == [NAME] and record[NAME].stype == FORMAT
+
+
+def _unpack(record: ArrayRecord) -> ArrayRecord:
+    content = record[NAME].data
+    size = int.from_bytes(content[:_LENGTH_BYTES], "big")
+    if not 0 < size <= min(MAX_HEADER_BYTES, len(content) - _LENGTH_BYTES):
+        raise ProtocolError("packed tensors: the header does not fit")
+    entries = _entries(content[_LENGTH_BYTES : _LENGTH_BYTES + size])
+    place, arrays = _LENGTH_BYTES + size, {}
+    if sum(entry[4] for entry in entries) != len(content) - place:
+        raise ProtocolError("packed tensors: the header does not fit the bytes")
+    for name, dtype, shape, stype, length in entries:
+        arrays[name] = Array(dtype, shape, stype, content[place : place + length])
+        place += length
+    return ArrayRecord(arrays)
+
+
+Entry = tuple[str, str, tuple[int, ...], str, int]
+
+
+def _entries(header: bytes) -> list[Entry]:
+    try:
+        entries = [_entry(*one) for one in json.loads(header)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"packed tensors: the header cannot be read ({type(error).__name__})") from error
+    if len(entries) > MAX_TENSORS or len({entry[0] for entry in entries}) != len(entries):
+        raise ProtocolError("packed tensors: too many, or two of one name")
+    return entries
+
+
+def _entry(name: object, dtype: object, shape: object, stype: object, length: object) -> Entry:
+    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(stype, str) and isinstance(shape, list)):
+        raise TypeError("text expected")
+    if type(length) is not int or length < 0 or not all(type(size) is int and size >= 0 for size in shape):
+        raise TypeError("sizes expected")
+    return name, dtype, tuple(shape), stype, length

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from common.errors import ProtocolError
+from common.flower_compat.packing import FORMAT, NAME, packed, unpacked
+from common.protocol import payload_sha256
+
+TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(0.5, np.float32), "none": np.zeros((0, 4), np.float32)}
+
+
+def content(**more: ConfigRecord) -> RecordDict:
+    return RecordDict(
+        {"model": ArrayRecord({name: Array(value) for name, value in TENSORS.items()}), "facts": ConfigRecord({"a": 1}), **more}
+    )
+
+
+def by_hand(entries: object, tail: bytes, length: int | None = None) -> RecordDict:
+    header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    size = len(header) if length is None else length
+    data = size.to_bytes(8, "big") + header + tail
+    return RecordDict({"model": ArrayRecord({NAME: Array("uint8", (len(data),), FORMAT, data)})})
+
+
+def test_what_was_packed_is_unpacked_as_it_was() -> None:
+    (on_the_way,) = packed([content()])
+    assert list(on_the_way["model"]) == [NAME]
+    back = unpacked(on_the_way)
+    assert payload_sha256(back) == payload_sha256(content())
+    assert list(back["model"]) == list(TENSORS)
+    for name, value in TENSORS.items():
+        assert back["model"][name].numpy().tolist() == value.tolist()
+        assert back["model"][name].shape == value.shape
+
+
+def test_a_shared_record_stays_shared() -> None:
+    first = content()
+    second = RecordDict({"model": first["model"], "facts": ConfigRecord({"a": 2})})
+    one, other = packed([first, second])
+    assert one["model"] is other["model"]
+
+
+def test_one_tensor_and_other_records_pass_as_they_are() -> None:
+    plain = RecordDict({"counts": ArrayRecord({"counts": Array(np.arange(3))}), "facts": ConfigRecord({"a": 1})})
+    (on_the_way,) = packed([plain])
+    assert on_the_way["counts"] is plain["counts"]
+    assert unpacked(plain)["counts"] is plain["counts"]
+
+
+ENTRY = ["w", "float32", [2], "numpy.ndarray", 4]
+FORGED = {
+    "longer than all": by_hand([ENTRY], b"1234", 1 << 40),
+    "no header": by_hand(b"", b"1234"),
+    "no json": by_hand(b"[[", b""),
+    "no list": by_hand({"w": 1}, b""),
+    "bytes missing": by_hand([ENTRY], b"123"),
+    "bytes left over": by_hand([ENTRY], b"12345"),
+    "negative size": by_hand([["v", "float32", [1], "numpy.ndarray", 5], ["w", "float32", [1], "numpy.ndarray", -1]], b"1234"),
+    "size is true": by_hand([["w", "float32", [2], "numpy.ndarray", True]], b"1"),
+    "shape of text": by_hand([["w", "float32", ["2"], "numpy.ndarray", 4]], b"1234"),
+    "name is no text": by_hand([[1, "float32", [2], "numpy.ndarray", 4]], b"1234"),
+    "two of one name": by_hand([ENTRY, ENTRY], b"12341234"),
+    "too few facts": by_hand([["w", "float32"]], b"1234"),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED.keys())
+def test_what_does_not_fit_is_refused(forged: RecordDict) -> None:
+    with pytest.raises(ProtocolError, match="packed tensors"):
+        unpacked(forged)
+
+
+def test_packed_inside_packed_is_left_alone() -> None:
+    inner = packed([content()])[0]["model"][NAME]
+    nested = by_hand([[NAME, "uint8", list(inner.shape), FORMAT, len(inner.data)]], inner.data)
+    assert unpacked(nested)["model"][NAME].stype == FORMAT
