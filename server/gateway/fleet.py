@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/v1/fleet/*`: a call is read, checked, passed on, and what it changes about who may ask for what is noted before the answer goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from common.errors import ProtocolError
+from common.flower_compat.fleet_records import (
+    NO_MESSAGES,
+    NODE_KEY_HEADER,
+    SIGNATURE_HEADERS,
+    VERSION_HEADERS,
+    Confirmation,
+    FleetCall,
+    ObjectCall,
+    ReplyPush,
+    RunCall,
+    read_call,
+    read_deliveries,
+    read_session,
+)
+from server.gateway.answers import Sender
+from server.gateway.checks import Asked, Books, check, decoded_node_key, may_be_delivered
+from server.gateway.denied import Code, Denied
+from server.gateway.pool import Answer
+from server.gateway.request import Request
+from server.gateway.superlink import SuperLink, headers_back, whole
+
+if TYPE_CHECKING:
+    from server.sites import RegisteredSite
+
+Read = TypeVar("Read")
+
+
+class FleetCalls:
+    """Serves the Fleet calls of sites from one SuperLink."""
+
+    def __init__(self, superlink: SuperLink, books: Books) -> None:
+        self._superlink, self._books = superlink, books
+
+    async def serve(self, name: str, site: RegisteredSite, request: Request, answer: Sender) -> None:
+        """One call `name` of `site`. Raises Denied, StorageError, ClientGone."""
+        headers = request.chosen_headers((*SIGNATURE_HEADERS, *VERSION_HEADERS))
+        node_key = decoded_node_key(request.header(NODE_KEY_HEADER))
+        limits = self._books.limits
+        body = await request.body(limits.object_bytes if name == "push-object" else limits.fleet_bytes, limits.chunk_seconds)
+        call = _read(name, body)
+        request.notes |= notes_of(call)
+        await check(Asked(site, node_key, call), self._books)
+        async with self._superlink.call(name, headers, body) as response:
+            if name == "pull-messages" and response.is_success:
+                await self._deliver(site, response, request, answer)
+            elif isinstance(call, ReplyPush) and response.is_success:
+                await self._open(site, call, response, answer)
+            else:
+                if isinstance(call, Confirmation) and response.is_success:
+                    await self._books.addressed.confirm(site.name, call.run_id, call.message_id)
+                await answer.passed_on(response, headers_back(response))
+
+    async def _deliver(self, site: RegisteredSite, response: Answer, request: Request, answer: Sender) -> None:
+        """A message goes out only when the site approved its run, and is noted before; otherwise the answer is empty."""
+        body = await whole(response, self._books.limits.object_bytes)
+        deliveries = _trusted(read_deliveries, body)
+        for one in deliveries:
+            request.notes |= {"run": str(one.run_id), "message": one.message_id[:16]}
+            if not await may_be_delivered(one, site, self._books):
+                request.notes["code"] = Code.WITHHELD
+                await answer.whole(200, headers_back(response), NO_MESSAGES)
+                return
+        for one in deliveries:
+            await self._books.addressed.deliver(site.name, one.run_id, one.message_id, one.object_ids)
+        if not deliveries:
+            request.notes["routine"] = 1
+        await answer.whole(200, headers_back(response), body)
+
+    async def _open(self, site: RegisteredSite, call: ReplyPush, response: Answer, answer: Sender) -> None:
+        body = await whole(response, self._books.limits.object_bytes)
+        session_id = _trusted(read_session, body)
+        if session_id:
+            await self._books.addressed.open(site.name, call.run_id, session_id)
+        await answer.whole(response.status, headers_back(response), body)
+
+
+def notes_of(call: FleetCall) -> dict[str, str | int]:
+    """What the access log says about a call: which run, which object; shortened, so that the log is no list of ids to ask for."""
+    notes: dict[str, str | int] = {}
+    if isinstance(call, RunCall):
+        notes["run"] = str(call.run_id)
+    if isinstance(call, ObjectCall):
+        notes["object"] = call.object_id[:16]
+    if isinstance(call, Confirmation | ReplyPush):
+        notes["message"] = call.message_id[:16]
+    return notes
+
+
+def _read(name: str, body: bytes) -> FleetCall:
+    try:
+        return read_call(name, body)
+    except ProtocolError as error:
+        raise Denied(400, Code.MALFORMED, f"{error}; the two ends may differ in version") from error
+
+
+def _trusted(read: Callable[[bytes], Read], body: bytes) -> Read:
+    """What the SuperLink has answered; when it cannot be read, nothing of it goes on."""
+    try:
+        return read(body)
+    except ProtocolError as error:
+        raise Denied(502, Code.SUPERLINK_DOWN, f"the SuperLink's answer does not fit ({error})") from error
