@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.site import SiteSource, site_from_table
+from client.site import SiteSource, home_of, site_from_context
 from client.site_log import keep_room, log_failure
 from common.errors import ProtocolError, RefusedError, WardroundError
 from common.protocol import Refusal, RefusalCode
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEVICE_VARIABLE = "WARDROUND_DEVICE"
 THREADS_VARIABLE = "WARDROUND_THREADS"
+GPU_MEMORY_VARIABLE = "WARDROUND_GPU_MEMORY_FRACTION"
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Settings:
 
     device: str = "auto"
     threads: int | None = None
+    gpu_memory_fraction: float = 1.0
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Read `WARDROUND_DEVICE` and `WARDROUND_THREADS`."""
-        threads = os.environ.get(THREADS_VARIABLE)
-        return cls(os.environ.get(DEVICE_VARIABLE, "auto"), int(threads) if threads else None)
+        """Read `WARDROUND_DEVICE`, `WARDROUND_THREADS` and `WARDROUND_GPU_MEMORY_FRACTION`."""
+        threads, fraction = os.environ.get(THREADS_VARIABLE), os.environ.get(GPU_MEMORY_VARIABLE)
+        return cls(os.environ.get(DEVICE_VARIABLE, "auto"), int(threads) if threads else None, float(fraction) if fraction else 1.0)
 
 
 class SiteApp:
@@ -54,19 +56,20 @@ class SiteApp:
         return Message(self._records(message, context), reply_to=message)
 
     def _records(self, message: Message, context: Context) -> RecordDict:
-        folder: Path | None = None
+        home: Path | None = None
         try:
-            folder = self._site_source(context)
-            keep_room(folder)
+            folder = home = self._site_source(context)
+            home = home_of(folder)
+            keep_room(home)
             return self._bench().answer(folder, message.content)
         except RefusedError as error:
-            return self._refuse(known_code(error.code), folder, error)
+            return self._refuse(known_code(error.code), home, error)
         except ProtocolError as error:
-            return self._refuse(RefusalCode.PROTOCOL_MISMATCH, folder, error)
+            return self._refuse(RefusalCode.PROTOCOL_MISMATCH, home, error)
         except WardroundError as error:
-            return self._refuse(RefusalCode.NOT_READY, folder, error)
+            return self._refuse(RefusalCode.NOT_READY, home, error)
         except Exception as error:  # noqa: BLE001 (the edge of the site: any cause becomes one code)
-            return self._refuse(RefusalCode.TRAINING_FAILED, folder, error)
+            return self._refuse(RefusalCode.TRAINING_FAILED, home, error)
 
     def _bench(self) -> Workbench:
         if self._workbench is None:
@@ -75,8 +78,8 @@ class SiteApp:
             self._workbench = Workbench(Settings.from_environment())
         return self._workbench
 
-    def _refuse(self, code: RefusalCode, folder: Path | None, error: Exception) -> RecordDict:
-        log_failure(folder, code, error)
+    def _refuse(self, code: RefusalCode, home: Path | None, error: Exception) -> RecordDict:
+        log_failure(home, code, error)
         return Refusal(code, "").to_records()
 
 
@@ -101,4 +104,4 @@ def create_app(site_source: SiteSource) -> ClientApp:
     return client_app
 
 
-app = create_app(site_from_table)
+app = create_app(site_from_context)

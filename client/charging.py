@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from client.ledger.book import Ledger
+from client.ledger.earmarks import Promise
 from client.site import Site
 from common.errors import RefusedError, StorageError
 from common.files import locked
@@ -61,7 +62,7 @@ class ChargedRelease:
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes of this site away from open to close: two must never make one release under one charge."""
-        return locked(self.site.folder / "round.lock")
+        return locked(self.site.round_lock)
 
     def open(self) -> bytes | None:
         """Charge it, durably, before it is made. Returns the stored bytes if it was released before.
@@ -184,9 +185,9 @@ def check_budget(
     """May this run charge `planned` (all that it will ever charge) to the account and line of `key`?
 
     `planned` alone costs at most `epsilon` at the study's `delta`; `also` is what the run charges besides where two lines count as one.
-    The whole history of that account and line composed with it, by PLD at
-    the account's δ, must not exceed the site's cap, or `epsilon` where the site has none. RDP may say yes early and never refuses.
-    The share of δ that each study's noise sampler may need is taken out again for each.
+    The whole history of that account and line composed with it and with what other studies were promised (`client.ledger.earmarks`), by
+    PLD at the account's δ, must not exceed the site's cap, or `epsilon` where the site has none. RDP may say yes early and never refuses.
+    The share of δ that each run's noise sampler may need is taken out again for each.
 
     Raises RefusedError BUDGET_EXHAUSTED; STUDY_NOT_APPROVED for a δ above the account's.
     """
@@ -203,16 +204,32 @@ def check_budget(
             f"something left without protection before ({key.line} line), so these patients are not protected any more; "
             "if private studies shall go on all the same, say why in train_after_unprotected of site.json",
         )
-    if protected or also or epsilon > cap:
-        _check_epsilon(tuple(sorted(event_to_json(event) for event in [*protected, *planned, *also])), _usable_delta(book, key), cap)
+    promised = [promise for promise in book.promises(key.account, key.line) if promise.earmark.study_id != key.study_id]
+    if protected or also or promised or epsilon > cap:
+        whole = [event_to_json(event) for event in [*protected, *planned, *also]] + [promised_event(promise) for promise in promised]
+        runs = _runs_of(book, key) + sum(promise.new_runs for promise in promised)
+        check_epsilon(whole, usable_delta(book.delta(key.account), runs), cap)
 
 
-def _check_epsilon(whole: tuple[str, ...], delta: float, cap: float) -> None:
-    epsilon = composed_epsilon(whole, delta, cap) if delta > 0 else math.inf
+def check_epsilon(whole: Sequence[str], delta: float, cap: float) -> float:
+    """ε of a whole history (canonical events), at most `cap` (more precise than the Rényi bound only where that decides).
+
+    Raises RefusedError BUDGET_EXHAUSTED.
+    """
+    epsilon = composed_epsilon(tuple(sorted(whole)), delta, cap) if delta > 0 else math.inf
     if epsilon > cap:
         raise RefusedError(
-            RefusalCode.BUDGET_EXHAUSTED, f"earlier runs and this one together would spend ε={epsilon:.3f}, allowed are {cap:g}"
+            RefusalCode.BUDGET_EXHAUSTED,
+            f"earlier runs and this one together would spend ε={epsilon:.3f}, with what other studies were promised; allowed are {cap:g}",
         )
+    return epsilon
+
+
+def promised_event(promise: Promise) -> str:
+    """All that a promise still allows, as one event."""
+    from dp_accounting import dp_event
+
+    return event_to_json(dp_event.SelfComposedDpEvent(event_from_json(promise.earmark.event_json), promise.count))
 
 
 @lru_cache(maxsize=256)
@@ -223,7 +240,11 @@ def composed_epsilon(whole: tuple[str, ...], delta: float, enough: float) -> flo
     return early if early <= enough else epsilon_pld(events, delta)
 
 
-def _usable_delta(book: Ledger, key: ChargeKey) -> float:
-    """δ of the account without what the noise samplers of all its runs and of this one may need."""
-    runs = {(charge.key.study_id, charge.key.run_id) for charge in book.history(key.account, key.line)} | {(key.study_id, key.run_id)}
-    return book.delta(key.account) * (1 - LARGEST_TAIL_SHARE * len(runs))
+def usable_delta(delta: float, runs: int) -> float:
+    """δ of an account without what the noise samplers of all its runs may need."""
+    return delta * (1 - LARGEST_TAIL_SHARE * runs)
+
+
+def _runs_of(book: Ledger, key: ChargeKey) -> int:
+    """How many runs have charged the account and line of `key`, or will with this one."""
+    return len({(charge.key.study_id, charge.key.run_id) for charge in book.history(key.account, key.line)} | {(key.study_id, key.run_id)})

@@ -8,12 +8,14 @@ imported before a command needs it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from client.commands import checking, enrolment, exits, serving, studies
 from common.command_line import run_app
 from common.errors import EXIT_CODE_HELP
 
@@ -32,15 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ledger_app = typer.Typer(help="The privacy ledger: what was spent, is it whole, and what to do after a restore.", no_args_is_help=True)
+for group in (enrolment, checking, serving, studies, exits):
+    group.register(app)
 app.add_typer(ledger_app, name="ledger")
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="SITE_FOLDER", help="The site's folder, with site.json in it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
-
-
-@app.callback()
-def _client() -> None:
-    """Keeps `ledger` a command of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,3 +124,7 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,8 @@ from common.events import cut_torn_line
 
 
 class RoundEntry(BaseModel):
-    """One round of training. `epsilon` is an upper bound (RDP) of what is spent after it, None without privacy."""
+    """One round of training. `epsilon` is an upper bound (RDP) of what is spent after it, None without privacy. `time` is its end, in
+    seconds since the epoch; 0 in lines of before it was written down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +26,7 @@ class RoundEntry(BaseModel):
     epsilon: float | None
     seconds: float
     device: str
+    time: float = 0.0
 
 
 def append_entry(path: Path, entry: RoundEntry) -> None:

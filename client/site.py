@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A site's own folder: what it holds, and how a client app finds it.
 
-`site.json` names the site, its cohort and its public nominal size, and says what it allows; the site writes its ledger, its outbox, its
-journal and its evaluations beside it. Everything that must survive a process is in here, so any worker may serve any site.
+`site.json` names the site, its cohort and its public nominal size, and says what it allows. The site's home has its key, ledger,
+receipts, outbox, journal and log: the same folder in a simulation, and at a hospital the one above all its studies' folders. Everything
+that must survive a process is in there, so any worker may serve any site.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from client.ledger.book import Ledger
 from client.ledger.receipts import ReceiptFile
+from client.site_home import CONFIG_FILE
 from common.crypto.secrets import Secret
 from common.data.cohort import Cohort, Dataset, Split
 from common.data.store import open_dataset
 from common.errors import DataError, InputError
 from common.files import write_atomic
 from common.privacy.charge_book import Line
+from common.study import SHA256
 
 SITE_TABLE_VARIABLE = "WARDROUND_SITE_TABLE"
 SITE_FILE = "site.json"
+SITE_FOLDER_KEY = "site-folder"
 
 
 class SiteFile(BaseModel):
@@ -38,6 +42,10 @@ class SiteFile(BaseModel):
     `epsilon_cap` the most ε that an account may ever spend (without it each study's own ε, over the whole history). Once something left
     without protection, private studies on those patients are refused, unless `train_after_unprotected` says in words why not.
     `coordinator_key` is the public key (hexadecimal) that receipts for the ledger are checked with.
+
+    `home` is the site's home, relative to this file's folder. At a hospital the file is about one study that was approved: nothing but
+    `study_id`, in the runs `run_ids`, from the weights with the digest `initial_weights_sha256`; at most `rounds_a_day` in 24 hours.
+    `joint`: the data set brings its own split, so its patients pay on both lines of the ledger.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,12 +60,18 @@ class SiteFile(BaseModel):
     epsilon_cap: float | None = Field(None, gt=0)
     train_after_unprotected: str = ""
     coordinator_key: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    home: str = "."
+    study_id: str | None = Field(None, pattern=SHA256)
+    run_ids: tuple[str, ...] | None = None
+    initial_weights_sha256: str | None = Field(None, pattern=SHA256)
+    rounds_a_day: int | None = Field(None, ge=1)
+    joint: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> SiteFile:
         """The site's settings. Raises DataError with what is missing or damaged."""
         if not (folder / SITE_FILE).exists():
-            raise DataError(f"{folder}: not a site's folder, it has no {SITE_FILE}; give the folder of one site")
+            raise DataError(f"{folder}: not a site's folder, it has no {SITE_FILE} and no {CONFIG_FILE}; give the folder of one site")
         try:
             return cls.model_validate_json((folder / SITE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -71,6 +85,7 @@ class Site:
     folder: Path
     settings: SiteFile
     cohort: Cohort
+    home: Path
 
     @classmethod
     def open(cls, folder: Path) -> Site:
@@ -81,7 +96,7 @@ class Site:
             split = np.load(folder / facts.split, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder / SITE_FILE}: cannot open the site's folder ({error}); write it anew") from error
-        return cls(folder, facts, Cohort(_opened(facts.dataset), rows, split))
+        return cls(folder, facts, Cohort(_opened(str(folder / facts.dataset)), rows, split), _joined(folder, facts.home))
 
     @property
     def name(self) -> str:
@@ -99,15 +114,32 @@ class Site:
         return self.settings.unprotected_studies
 
     def patient_ids(self) -> dict[Line, list[str]]:
-        """Who may pay on which line: those who train, and those who are held out."""
-        rows = {Line.TRAINING: self.cohort.rows_in(Split.TRAIN), Line.HELD_OUT: self.cohort.rows[self.cohort.split != Split.TRAIN]}
-        dataset = self.cohort.dataset
-        return {line: [dataset.patient_ids[number] for number in np.unique(dataset.patients[chosen])] for line, chosen in rows.items()}
+        """See `patients_on_lines`."""
+        return patients_on_lines(self.cohort, joint=self.settings.joint)
 
     @property
     def outbox(self) -> Path:
         """Finished replies, kept until the server has moved on."""
-        return self.folder / "outbox"
+        return self.home / "outbox"
+
+    @property
+    def round_lock(self) -> Path:
+        """Held while something that leaves is charged, made and released."""
+        return self.home / "round.lock"
+
+    @property
+    def cache(self) -> Path:
+        """Where what is computed from its images may be kept: beside the data set itself, which lies in <cache>/datasets/<key>."""
+        return (self.folder / self.settings.dataset).parents[1]
+
+
+def patients_on_lines(cohort: Cohort, *, joint: bool = False) -> dict[Line, list[str]]:
+    """Who may pay on which line: those who train, and those who are held out; `joint`: everybody on both."""
+    rows = {Line.TRAINING: cohort.rows_in(Split.TRAIN), Line.HELD_OUT: cohort.rows[cohort.split != Split.TRAIN]}
+    if joint:
+        rows = dict.fromkeys(Line, cohort.rows)
+    dataset = cohort.dataset
+    return {line: [dataset.patient_ids[number] for number in np.unique(dataset.patients[chosen])] for line, chosen in rows.items()}
 
 
 @lru_cache(maxsize=2)
@@ -116,36 +148,69 @@ def _opened(folder: str) -> Dataset:
     return open_dataset(Path(folder))
 
 
-def ledger_path(folder: Path) -> Path:
-    """The privacy ledger of the site in `folder`."""
-    return folder / "ledger.sqlite"
+def _joined(folder: Path, home: str) -> Path:
+    return folder if home == "." else (folder / home).resolve()
 
 
-def key_path(folder: Path) -> Path:
+def home_of(folder: Path) -> Path:
+    """The home of the site that `folder` belongs to: the folder itself, or the one that its `site.json` names. Raises DataError."""
+    if not (folder / SITE_FILE).exists() and (folder / CONFIG_FILE).exists():
+        return folder
+    return _joined(folder, SiteFile.read(folder).home)
+
+
+def ledger_path(home: Path) -> Path:
+    """The privacy ledger of the site with that home."""
+    return home / "ledger.sqlite"
+
+
+def key_path(home: Path) -> Path:
     """The site's secret key; it never leaves and belongs into the backup."""
-    return folder / "site.key"
+    return home / "site.key"
 
 
-def receipts_path(folder: Path) -> Path:
+def receipts_path(home: Path) -> Path:
     """The coordinator's receipts for the ledger; not in the same backup, so that an old ledger is seen to be old."""
-    return folder / "receipts.jsonl"
+    return home / "receipts.jsonl"
 
 
 def open_ledger(folder: Path) -> Ledger:
-    """The ledger of the site in `folder`. Raises DataError, StorageError when settings or key cannot be read."""
-    secret = Secret.read(key_path(folder))
-    receipts = ReceiptFile(receipts_path(folder), secret, SiteFile.read(folder).coordinator_key)
-    return Ledger(ledger_path(folder), secret, receipts)
+    """The ledger of the site that `folder` belongs to. Raises DataError, StorageError when settings or key cannot be read."""
+    home = home_of(folder)
+    secret = Secret.read(key_path(home))
+    return Ledger(ledger_path(home), secret, ReceiptFile(receipts_path(home), secret, _coordinator_keys(home)))
 
 
-def journal_path(folder: Path) -> Path:
+def _coordinator_keys(home: Path) -> frozenset[str]:
+    """The keys of receipts that any study of the site was approved with: one coordinator has one, until it changes it."""
+    found = (
+        SiteFile.read(path.parent).coordinator_key for path in (home / SITE_FILE, *home.glob(f"studies/*/{SITE_FILE}")) if path.exists()
+    )
+    return frozenset(key for key in found if key is not None)
+
+
+def ledger_settings(folder: Path) -> tuple[str, float | None]:
+    """Name of the site that `folder` belongs to, and the most ε that an account may spend (None: each study's own).
+
+    Raises DataError, InputError when settings cannot be read.
+    """
+    if not (folder / SITE_FILE).exists() and (folder / CONFIG_FILE).exists():
+        from client.site_config import SiteConfig
+
+        config = SiteConfig.read(folder / CONFIG_FILE)
+        return config.name, config.limits.epsilon_per_account
+    settings = SiteFile.read(folder)
+    return settings.name, settings.epsilon_cap
+
+
+def journal_path(home: Path) -> Path:
     """The site's own record of its rounds; it never leaves."""
-    return folder / "rounds.jsonl"
+    return home / "rounds.jsonl"
 
 
-def log_path(folder: Path) -> Path:
+def log_path(home: Path) -> Path:
     """The site's own log of failures with their causes; it never leaves."""
-    return folder / "site.log"
+    return home / "site.log"
 
 
 def evaluation_path(folder: Path, after_round: int) -> Path:
@@ -156,13 +221,19 @@ def evaluation_path(folder: Path, after_round: int) -> Path:
 def write_site(folder: Path, facts: SiteFile, cohort: Cohort) -> None:
     """Write a site's folder; the cohort's images stay in the data set's folder, `facts.dataset`. A key that is there stays."""
     folder.mkdir(parents=True, exist_ok=True)
-    Secret.ensure(key_path(folder))
+    Secret.ensure(key_path(_joined(folder, facts.home)))
     np.save(folder / facts.rows, cohort.rows)
     np.save(folder / facts.split, cohort.split)
     write_atomic(folder / SITE_FILE, facts.model_dump_json(indent=1))
 
 
 SiteSource = Callable[[Context], Path]
+
+
+def site_from_context(context: Context) -> Path:
+    """The folder that the node itself names in its context (`site-folder`, at a hospital), else the one in the table."""
+    folder = context.node_config.get(SITE_FOLDER_KEY)
+    return Path(folder) if isinstance(folder, str) else site_from_table(context)
 
 
 def site_from_table(context: Context) -> Path:

@@ -15,6 +15,7 @@ import torch
 from flwr.app import RecordDict
 from pydantic import ValidationError
 
+from client.admission import check_approved, check_permission, check_rounds_today
 from client.charging import ChargedRound
 from client.evaluator import BinPlacer, score
 from client.journal import RoundEntry, append_entry
@@ -23,13 +24,12 @@ from client.measuring import Measurement, measurement
 from client.plain_trainer import PlainTrainer
 from client.rows import FeatureRows, ImageRows, RowSource
 from client.scores import SiteScores, by_patient
-from client.site import Site, evaluation_path, journal_path, open_ledger
+from client.site import Site, SiteFile, evaluation_path, journal_path, open_ledger
 from client.site_log import log_failure
 from client.trainer import LocalResult, Trainer, TrainingData
-from common.data.cohort import Dataset, Split
+from common.data.cohort import Split
 from common.data.features import open_features
 from common.errors import ProtocolError, RefusedError, WardroundError
-from common.files import cache_folder
 from common.models.registry import build_model, load_state
 from common.privacy.accountant import epsilon_rdp, poisson_gaussian
 from common.privacy.calibration import PrivacyPlan, plan_privacy
@@ -47,6 +47,7 @@ class Workbench:
     def __init__(self, settings: Settings) -> None:
         use_threads(settings.threads)
         self._device = choose_device(settings.device)
+        limit_gpu_memory(self._device, settings.gpu_memory_fraction)
         self._sites: dict[Path, Site] = {}
         self._studies: dict[str, StudyBench] = {}
 
@@ -56,6 +57,7 @@ class Workbench:
         bench = self._study_bench(instruction.study)
         site = self._site(folder)
         check_permission(bench.study, site)
+        check_approved(bench.study, site.settings, instruction)
         bench.check_ledger(site, receipt_of(records))
         return with_head(self._reply(bench, site, instruction).to_records(), bench.ledger_head(site))
 
@@ -66,7 +68,9 @@ class Workbench:
         return Evaluated(instruction.run_id, instruction.round, site.name, bench.measure(site, instruction, scores))
 
     def _site(self, folder: Path) -> Site:
-        if folder not in self._sites:
+        """The site in `folder`, opened once and again whenever its `site.json` has changed."""
+        known = self._sites.get(folder)
+        if known is None or known.settings != SiteFile.read(folder):
             self._sites[folder] = Site.open(folder)
         return self._sites[folder]
 
@@ -85,7 +89,7 @@ class StudyBench:
         self._model = build_model(study).to(device)
         self._plan = self._make_plan()
         self._trainers: dict[int, Trainer] = {}
-        self._data: dict[Path, TrainingData] = {}
+        self._data: dict[Path, tuple[Site, TrainingData]] = {}
         self._books: dict[Path, Ledger] = {}
         self._bins = BinPlacer(study, device)
 
@@ -96,6 +100,7 @@ class StudyBench:
         charged = ChargedRound(site, self.study, instruction, self._plan, self._book(site), Outbox(site.outbox), data.account)
         measured = measurement(site, self.study, instruction, self._book(site), data.account)
         with charged.lock():
+            check_rounds_today(charged)
             earlier = self._open(charged, measured)
             return self._train_charged(charged, trainer, data) if earlier is None else earlier
 
@@ -127,7 +132,7 @@ class StudyBench:
         except WardroundError as error:
             raise RefusedError(RefusalCode.TRAINING_FAILED, str(error)) from error
         with suppress(OSError):  # a full disk must not cost an update that is released
-            append_entry(journal_path(site.folder), self._journal_entry(instruction, result, time.perf_counter() - started))
+            append_entry(journal_path(site.home), self._journal_entry(instruction, result, time.perf_counter() - started))
         return update
 
     def _evaluate_incoming(self, charged: ChargedRound) -> None:
@@ -154,7 +159,7 @@ class StudyBench:
             if receipt is not None:
                 book.take_receipt(receipt)
         except ProtocolError as error:
-            log_failure(site.folder, RefusalCode.PROTOCOL_MISMATCH, ProtocolError(f"ignored: {error}"))
+            log_failure(site.home, RefusalCode.PROTOCOL_MISMATCH, ProtocolError(f"ignored: {error}"))
         book.check_not_behind()
 
     def ledger_head(self, site: Site) -> str:
@@ -205,9 +210,11 @@ class StudyBench:
         return plan_privacy(self.study.privacy, self.study.training.sampling_rate, self.study.total_steps, size)
 
     def _training_data(self, site: Site) -> TrainingData:
-        if site.folder not in self._data:
-            self._data[site.folder] = self._load_training_data(site)
-        return self._data[site.folder]
+        """The site's data for training, made once for each opened site."""
+        known = self._data.get(site.folder)
+        if known is None or known[0] is not site:
+            known = self._data[site.folder] = (site, self._load_training_data(site))
+        return known[1]
 
     def _load_training_data(self, site: Site) -> TrainingData:
         patients = site.cohort.patients_in(Split.TRAIN)
@@ -216,12 +223,12 @@ class StudyBench:
                 RefusalCode.NOT_READY, f"nominal size {site.nominal_patients}, the study asks for {self.study.data.min_patients}"
             )
         account = self._book(site).register(site.patient_ids(), site.settings.delta)
-        return TrainingData(site.name, account, site.cohort.dataset, patients, self._row_source(site.cohort.dataset))
+        return TrainingData(site.name, account, site.cohort.dataset, patients, self._row_source(site))
 
-    def _row_source(self, dataset: Dataset) -> RowSource:
+    def _row_source(self, site: Site) -> RowSource:
         if self._model.feature_digest is None:
-            return ImageRows(dataset, self.study.training.augmentation, self._device)
-        return FeatureRows(open_features(dataset, self._model, cache_folder()), self._device)
+            return ImageRows(site.cohort.dataset, self.study.training.augmentation, self._device)
+        return FeatureRows(open_features(site.cohort.dataset, self._model, site.cache), self._device)
 
     def _journal_entry(self, instruction: Instruction, result: LocalResult, seconds: float) -> RoundEntry:
         return RoundEntry(
@@ -232,6 +239,7 @@ class StudyBench:
             non_finite=result.non_finite,
             epsilon=self._epsilon_bound(instruction.round),
             seconds=seconds,
+            time=time.time(),
             device=str(self._device),
         )
 
@@ -251,12 +259,6 @@ def read_study(text: str) -> Study:
         raise RefusedError(RefusalCode.STUDY_INVALID, f"the study in the message is not valid ({error.error_count()} problems)") from error
 
 
-def check_permission(study: Study, site: Site) -> None:
-    """A study without privacy runs only where the site allows it by id. Raises RefusedError STUDY_NOT_APPROVED."""
-    if not study.is_private and study.id not in site.unprotected_studies:
-        raise RefusedError(RefusalCode.STUDY_NOT_APPROVED, f"study {study.id[:12]} has no privacy and is not allowed by id in site.json")
-
-
 def use_threads(threads: int | None) -> None:
     """Let torch use so many threads in this process; None leaves its default."""
     if threads:
@@ -268,3 +270,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def limit_gpu_memory(device: torch.device, fraction: float) -> None:
+    """Let this process take so much of the card's memory; more fails like a full card. Does nothing without a CUDA device."""
+    if device.type == "cuda" and fraction < 1:
+        torch.cuda.set_per_process_memory_fraction(fraction, device)

@@ -17,9 +17,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from client.charging import promised_event
 from client.ledger.fold import LedgerFold
 from client.ledger.recovery import recover, write_off
-from client.site import SiteFile, key_path, open_ledger, receipts_path
+from client.site import home_of, key_path, ledger_settings, open_ledger, receipts_path
 from common.crypto.secrets import Secret
 from common.privacy.accountant import epsilon_pld, event_from_json
 from common.privacy.charge_book import Line, State
@@ -28,11 +29,14 @@ NOT_PROTECTED = "not protected"
 
 
 def show(folder: Path) -> dict[str, Any]:
-    """Accounts with what each line has spent. `epsilon` and `left` are None where something left without protection."""
-    settings, ledger = SiteFile.read(folder), open_ledger(folder)
+    """Accounts with what each line has spent, and what studies were promised besides.
+
+    `epsilon`, `epsilon_promised` (both together) and `left` are None where something left without protection.
+    """
+    (name, cap), ledger = ledger_settings(folder), open_ledger(folder)
     fold = ledger.fold()
-    accounts = [_account(fold, name, line, settings.epsilon_cap) for name in fold.accounts.names for line in Line]
-    return {"site": settings.name, "rows": fold.number, "behind": bool(ledger.lacking(fold)), "accounts": accounts}
+    accounts = [_account(fold, account, line, cap) for account in fold.accounts.names for line in Line]
+    return {"site": name, "rows": fold.number, "behind": bool(ledger.lacking(fold)), "accounts": accounts}
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def verify(folder: Path) -> dict[str, Any]:
     ledger.check_storage()
     fold = ledger.fold()
     ledger.check_not_behind()
-    path = receipts_path(folder)
+    path = receipts_path(home_of(folder))
     lines = path.read_bytes().count(b"\n") if path.exists() else 0
     believed = len(ledger.receipts())
     return {"rows": fold.number, "head": fold.head, "receipts": believed, "receipts_ignored": lines - believed}
@@ -73,7 +77,8 @@ def export_rows(folder: Path) -> Iterator[dict[str, Any]]:
 def print_accounts(facts: dict[str, Any], console: Console) -> None:
     """The accounts as a table."""
     table = Table(title=f"{facts['site']}: {facts['rows']} rows", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("account", "line", "patients", "charges", "ε spent", "cap", "left", "δ", ""):
+    third = "promised" if any(account["promised"] for account in facts["accounts"]) else "charges"
+    for column in ("account", "line", "patients", third, "ε spent", "cap", "left", "δ", ""):
         table.add_column(column, no_wrap=True)
     for account in facts["accounts"]:
         cap = account["cap"]
@@ -81,7 +86,7 @@ def print_accounts(facts: dict[str, Any], console: Console) -> None:
             account["account"][:8],
             account["line"],
             str(account["patients"]),
-            str(account["charges"]),
+            _figure(account["epsilon_promised"], "") if third == "promised" else str(account["charges"]),
             _figure(account["epsilon"], NOT_PROTECTED),
             _figure(cap, "study's"),
             _figure(account["left"], "" if cap is None else "0"),
@@ -89,23 +94,30 @@ def print_accounts(facts: dict[str, Any], console: Console) -> None:
             "written off" if account["written_off"] else "",
         )
     console.print(table)
+    if third == "promised":
+        console.print("promised: ε when all that studies were promised is spent too; left is what no study was promised.")
     if facts["behind"]:
         console.print("This ledger is behind a receipt: nothing trains until `wardround-client ledger recover` has run.")
 
 
 def _account(fold: LedgerFold, name: str, line: Line, cap: float | None) -> dict[str, Any]:
     charges = [charge for charge in fold.history(name, line) if charge.state is not State.SETTLED]
+    promises = fold.promises(name, line)
     delta = fold.accounts.delta(name)
-    epsilon = epsilon_pld([event_from_json(charge.event_json) for charge in charges], delta)
+    spent = [event_from_json(charge.event_json) for charge in charges]
+    epsilon = epsilon_pld(spent, delta)
     protected = math.isfinite(epsilon)
+    whole = epsilon_pld([*spent, *(event_from_json(promised_event(one)) for one in promises)], delta) if protected and promises else epsilon
     return {
         "account": name,
         "line": line.value,
         "patients": fold.accounts.patient_count(name, line),
         "charges": len(charges),
         "epsilon": epsilon if protected else None,
+        "promised": [{"study": one.earmark.study_id, "count": one.count, "of": one.earmark.count} for one in promises],
+        "epsilon_promised": whole if protected else None,
         "cap": cap,
-        "left": max(cap - epsilon, 0.0) if protected and cap is not None else None,
+        "left": max(cap - whole, 0.0) if protected and cap is not None else None,
         "delta": delta,
         "protected": protected,
         "written_off": fold.is_written_off(name),
@@ -117,4 +129,4 @@ def _figure(value: float | None, otherwise: str) -> str:
 
 
 def _secret(folder: Path) -> Secret:
-    return Secret.read(key_path(folder))
+    return Secret.read(key_path(home_of(folder)))

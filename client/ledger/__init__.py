@@ -7,6 +7,7 @@ accounts   patients, the accounts they belong to, merging
 fold       what all rows together come to
 book       `Ledger`: the charge book that a site uses
 heads      the signed head that rides on replies, and the coordinator's receipt for it
+earmarks   what studies may still spend
 receipts   the site's file of receipts
 recovery   after a restore: what was lost is charged again, or an account is written off
 """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,10 +22,11 @@ from client.ledger.database import (
     patients_of,
     rows_after,
 )
+from client.ledger.earmarks import Promise
 from client.ledger.fold import LedgerFold
 from client.ledger.heads import Receipt, signed_head
 from client.ledger.receipts import ReceiptFile
-from client.ledger.rows import ChargeEntry, Entry, Row
+from client.ledger.rows import ChargeEntry, EarmarkEntry, Entry, Row
 from common.crypto.secrets import Secret
 from common.errors import InputError, RefusedError
 from common.privacy.charge_book import (
@@ -64,7 +65,7 @@ class Ledger(ChargeBook):
         """See `ChargeBook`. Raises RefusedError LEDGER_BEHIND too, and BUDGET_EXHAUSTED for an account that IT wrote off."""
         check_event(event_json, steps)
         with self._writing() as drafts:
-            self._check_open(key)
+            self._check_open(key.account)
             standing = self._fold.charge_fold.standing(key, event_json, steps)
             if standing is Standing.NEW:
                 drafts.append((ChargeEntry(Charge(key, State.RESERVED, event_json, steps)), {}))
@@ -102,6 +103,25 @@ class Ledger(ChargeBook):
     def history(self, account: str, line: Line) -> list[Charge]:
         """See `LedgerFold.history`."""
         return self.fold().history(account, line)
+
+    def promises(self, account: str, line: Line) -> list[Promise]:
+        """See `LedgerFold.promises`."""
+        return self.fold().promises(account, line)
+
+    def earmark(self, entries: Sequence[EarmarkEntry], check: Callable[[LedgerFold], None] | None = None) -> None:
+        """Promise a study its whole plan, or withdraw it; what stands so already writes no row.
+
+        `check` raises RefusedError when it does not fit; nobody writes between it and the rows. Raises RefusedError LEDGER_BEHIND too, and
+        BUDGET_EXHAUSTED for an account that IT wrote off, but a promise can always be withdrawn.
+        """
+        with self._writing() as drafts:
+            fold = self._fold
+            for entry in entries:
+                if entry.count:
+                    self._check_open(entry.account)
+            if check is not None:
+                check(fold)
+            drafts += [(entry, {}) for entry in entries if fold.earmarks.changes(entry)]
 
     def register(self, patients: Mapping[Line, Iterable[str]], delta: float) -> str:
         """The account of the patients with these ids, each on the line that it may pay on.
@@ -187,12 +207,12 @@ class Ledger(ChargeBook):
             if charge is not None:
                 drafts.append((ChargeEntry(charge), {}))
 
-    def _check_open(self, key: ChargeKey) -> None:
+    def _check_open(self, account: str) -> None:
         self._check_receipts(self._fold)
-        if not self._fold.accounts.is_known(key.account):
-            raise InputError(f"ledger: account {key.account[:40]} has no patients; register the cohort first")
-        if self._fold.is_written_off(key.account):
-            raise RefusedError(BUDGET_EXHAUSTED, f"account {key.account[:12]} was written off by IT")
+        if not self._fold.accounts.is_known(account):
+            raise InputError(f"ledger: account {account[:40]} has no patients; register the cohort first")
+        if self._fold.is_written_off(account):
+            raise RefusedError(BUDGET_EXHAUSTED, f"account {account[:12]} was written off by IT")
 
     @contextmanager
     def _writing(self) -> Iterator[list[Draft]]:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 from client.ledger.accounts import Accounts
 from client.ledger.database import Patients
+from client.ledger.earmarks import Earmarks, Promise
 from client.ledger.rows import (
     BEFORE_THE_FIRST,
     ChargeEntry,
+    EarmarkEntry,
     Entry,
     MergeEntry,
     PatientsEntry,
@@ -35,6 +37,7 @@ class LedgerFold:
         self.charge_fold = ChargeFold(lambda left, right: self.accounts.root(left) == self.accounts.root(right))
         self.answered: set[ReceiptId] = set()
         self.written_off: dict[str, str] = {}  # account to reason
+        self.earmarks = Earmarks()
         self.registrations: dict[str, list[str]] = {}  # account to the tags of its rows of patients
         self._hashes = [BEFORE_THE_FIRST]
         self._reserved_by: dict[Slot, str] = {}
@@ -64,6 +67,8 @@ class LedgerFold:
             self.registrations.setdefault(entry.account, []).append(digest[:TAG_LENGTH])
         elif isinstance(entry, MergeEntry):
             self.accounts.merge(entry)
+        elif isinstance(entry, EarmarkEntry):
+            self.earmarks.apply(entry, self.accounts.is_known(entry.account))
         else:
             self.answered |= set(entry.receipts)
             if isinstance(entry, WriteOffEntry):
@@ -97,4 +102,13 @@ class LedgerFold:
             for charge in self.charge_fold.charges
             if (joint or charge.key.line is line)
             and (self.accounts.root(charge.key.account) == root or not self.accounts.is_known(charge.key.account))
+        ]
+
+    def promises(self, account: str, line: Line) -> list[Promise]:
+        """What studies may still spend of an account on a line (on both, where they count as one)."""
+        root, joint = self.accounts.root(account), self.accounts.is_joint(account)
+        return [
+            promise
+            for promise in self.earmarks.promises(self.charge_fold.charges)
+            if (joint or promise.earmark.line is line) and self.accounts.root(promise.earmark.account) == root
         ]

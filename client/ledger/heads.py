@@ -9,6 +9,7 @@ summary says what every charge up to that row was, so that after a restore each 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,12 +45,12 @@ def signed_head(secret: Secret, row: int, digest: str, summary: str) -> str:
     return _canonical({"head": head, "signature": secret.signer.sign(HEAD_PURPOSE + head.encode())})
 
 
-def read_receipt(text: str, secret: Secret, coordinator_key: str) -> Receipt:
+def read_receipt(text: str, secret: Secret, coordinator_keys: Collection[str]) -> Receipt:
     """Check a coordinator's receipt. Raises ProtocolError when a signature is bad or it is for another site's ledger."""
     try:
         plain = json.loads(text)
         signed, signature = _text(plain, "head"), _text(plain, "signature")
-        if not is_signed(coordinator_key, receipt_bytes(signed), signature):
+        if not any(is_signed(key, receipt_bytes(signed), signature) for key in coordinator_keys):
             raise ProtocolError("receipt: not signed by the coordinator whose key is in site.json")
         outer = json.loads(signed)
         head = _text(outer, "head")

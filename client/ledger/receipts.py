@@ -7,6 +7,7 @@ It shows that a ledger was restored from an old copy. Without a coordinator's ke
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from client.ledger.heads import Receipt, read_receipt
@@ -19,10 +20,10 @@ from common.files import locked, sync_folder
 class ReceiptFile:
     """Receipts in `path`. Only what is new since the last call is read."""
 
-    def __init__(self, path: Path, secret: Secret, coordinator_key: str | None) -> None:
+    def __init__(self, path: Path, secret: Secret, coordinator_keys: Collection[str]) -> None:
         self.path = path
         self._secret = secret
-        self._coordinator_key = coordinator_key
+        self._coordinator_keys = frozenset(coordinator_keys)
         self._receipts: list[Receipt] = []
         self._size_bytes = 0
 
@@ -41,9 +42,9 @@ class ReceiptFile:
 
     def add(self, text: str) -> None:
         """Keep a receipt for good; one that is known is not written again. Raises ProtocolError when it is not to be believed."""
-        if self._coordinator_key is None:
+        if not self._coordinator_keys:
             raise ProtocolError("receipt: site.json has no coordinator_key, so it cannot be checked and is not kept")
-        receipt = read_receipt(text, self._secret, self._coordinator_key)
+        receipt = read_receipt(text, self._secret, self._coordinator_keys)
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             if receipt.id not in {known.id for known in self.receipts()}:
                 self._append(receipt.text)
@@ -63,9 +64,7 @@ class ReceiptFile:
             raise StorageError(f"cannot write {self.path}: {error.strerror or error}; check free space and permissions") from error
 
     def _checked(self, line: str) -> Receipt | None:
-        if self._coordinator_key is None:
-            return None
         try:
-            return read_receipt(line, self._secret, self._coordinator_key)
+            return read_receipt(line, self._secret, self._coordinator_keys)
         except ProtocolError:
             return None

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from common.errors import InputError, StorageError
-from common.privacy.charge_book import Charge, charge_from_plain, charge_to_plain, check_event
+from common.privacy.charge_book import Charge, Line, charge_from_plain, charge_to_plain, check_event
 
 BEFORE_THE_FIRST: Final = "0" * 64
 ReceiptId = tuple[int, str]
@@ -64,7 +64,30 @@ class WriteOffEntry:
     receipts: tuple[ReceiptId, ...]
 
 
-Entry = ChargeEntry | PatientsEntry | MergeEntry | RecoveryEntry | WriteOffEntry
+@dataclass(frozen=True)
+class EarmarkEntry:
+    """IT has promised a study so many releases of a mechanism on a line, over all its `runs`; it takes the place of an earlier promise.
+
+    Zero of both withdraws it.
+    """
+
+    account: str
+    line: Line
+    study_id: str
+    event_json: str
+    count: int
+    runs: int
+
+    def __post_init__(self) -> None:
+        check_event(self.event_json, 1)
+        problems = [f"earmark: {name} is empty" for name in ("account", "study_id") if not getattr(self, name)]
+        if not (self.count >= self.runs >= 0 and (self.count == 0) == (self.runs == 0)):
+            problems.append(f"earmark: {self.count} releases in {self.runs} runs; both are above 0 or both are 0")
+        if problems:
+            raise InputError(problems)
+
+
+Entry = ChargeEntry | PatientsEntry | MergeEntry | RecoveryEntry | WriteOffEntry | EarmarkEntry
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,12 @@ def _charge(plain: dict[str, Any]) -> ChargeEntry:
     return ChargeEntry(charge)
 
 
+def _earmark(plain: dict[str, Any]) -> EarmarkEntry:
+    if type(plain["count"]) is not int or type(plain["runs"]) is not int:
+        raise TypeError("count")
+    return EarmarkEntry(**{**plain, "line": Line(plain["line"])})
+
+
 def _receipts(plain: dict[str, Any]) -> tuple[ReceiptId, ...]:
     return tuple((int(number), str(digest)) for number, digest in plain["receipts"])
 
@@ -128,6 +157,7 @@ _READERS: Final[Mapping[str, Callable[[dict[str, Any]], Entry]]] = {
     "PatientsEntry": lambda plain: PatientsEntry(**plain),
     "MergeEntry": lambda plain: MergeEntry(**plain),
     "RecoveryEntry": lambda plain: RecoveryEntry(_receipts(plain)),
+    "EarmarkEntry": _earmark,
     "WriteOffEntry": lambda plain: WriteOffEntry(plain["account"], plain["reason"], _receipts(plain)),
 }
 

@@ -11,6 +11,7 @@ import client.charging as charging
 from client.charging import check_budget
 from client.ledger.book import Ledger
 from client.ledger.receipts import ReceiptFile
+from client.ledger.rows import EarmarkEntry
 from client.site import Site, open_ledger
 from common.crypto.secrets import Secret
 from common.errors import RefusedError, StorageError
@@ -94,6 +95,47 @@ def test_the_held_out_line_pays_for_itself(open_site: Callable[..., Site], histo
         ask(site, book, account)
 
 
+def promise(book: Ledger, account: str, study: str, count: int = 1, runs: int = 1, line: Line = Line.TRAINING) -> None:
+    book.earmark([EarmarkEntry(account, line, study, event_to_json(ONE_RUN), count, min(runs, count))])
+
+
+def test_what_another_study_was_promised_counts_as_spent(open_site: Callable[..., Site], history: History) -> None:
+    site = open_site()
+    book, account = history(site, 0)
+    promise(book, account, "other")
+    with pytest.raises(RefusedError, match="BUDGET_EXHAUSTED: earlier runs and this one together would spend ε=4"):
+        ask(site, book, account)
+    ask(site, book, account, line=Line.HELD_OUT)
+    promise(book, account, "other", 0)
+    ask(site, book, account)
+
+
+def test_what_the_study_itself_was_promised_is_not_counted_twice(open_site: Callable[..., Site], history: History) -> None:
+    site = open_site()
+    book, account = history(site, 0)
+    promise(book, account, "study", 5)
+    ask(site, book, account)
+
+
+def test_a_promise_counts_exactly_with_its_runs_share_of_delta(open_site: Callable[..., Site], history: History) -> None:
+    both = epsilon_pld([ONE_RUN] * 3, 1e-5 * 0.97)  # this run, and two that another study was promised, each with a share of δ
+    site = open_site(epsilon_cap=both * 1.0001)
+    book, account = history(site, 0)
+    promise(book, account, "other", 2, 2)
+    ask(site, book, account)
+    with pytest.raises(RefusedError, match="BUDGET_EXHAUSTED"):
+        ask(open_site(epsilon_cap=both * 0.9999), book, account)
+
+
+def test_a_used_promise_is_not_counted_beside_its_charges(open_site: Callable[..., Site], history: History) -> None:
+    both = epsilon_pld([ONE_RUN, ONE_RUN], 1e-5 * 0.98)
+    site = open_site(epsilon_cap=both * 1.0001)
+    book, account = history(site, 0)
+    promise(book, account, "other")
+    book.reserve(ChargeKey(account, "other", "its run", 1, "0" * 64), event_to_json(ONE_RUN), 100)
+    ask(site, book, account)
+
+
 def test_delta_is_the_accounts(open_site: Callable[..., Site], history: History) -> None:
     site = open_site(delta=1e-6)
     book, account = history(site, 0)
@@ -161,6 +203,6 @@ def test_a_ledger_of_another_key_does_not_open(open_site: Callable[..., Site], t
     site = open_site()
     book = open_ledger(site.folder)
     book.register(site.patient_ids(), 1e-5)
-    other = Ledger(site.folder / "ledger.sqlite", Secret(b"x" * 32), ReceiptFile(tmp_path / "r", Secret(b"x" * 32), None))
+    other = Ledger(site.folder / "ledger.sqlite", Secret(b"x" * 32), ReceiptFile(tmp_path / "r", Secret(b"x" * 32), []))
     with pytest.raises(StorageError, match="this site's key"):
         other.charges()

@@ -17,7 +17,7 @@ DELTA = 1e-5
 
 
 def open_book(folder: Path, secret: Secret = SITE) -> Ledger:
-    return Ledger(folder / "ledger.sqlite", secret, ReceiptFile(folder / "receipts.jsonl", secret, COORDINATOR.signer.public_key))
+    return Ledger(folder / "ledger.sqlite", secret, ReceiptFile(folder / "receipts.jsonl", secret, [COORDINATOR.signer.public_key]))
 
 
 def account_in(book: Ledger) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from client.ledger.book import Ledger
 from common.errors import StorageError
-from common.privacy.charges import Standing, State
+from common.privacy.charges import Line, Standing, State
 from tests.client.ledger.disk import Disk, File, Operation, put, read_log
 from tests.client.ledger.support import EVENT, account_in, key, open_book
 
@@ -60,10 +60,13 @@ class Told:
     def __init__(self) -> None:
         self.states: dict[int, State] = {}
         self.receipts = 0
+        self.promise = 0
 
     def hear(self, words: str) -> None:
         if words == "receipt":
             self.receipts += 1
+        elif words.startswith("promise"):
+            self.promise = int(words.split()[1])
         else:
             number, state = words.split()
             self.states[int(number)] = State(state)
@@ -77,6 +80,8 @@ class Told:
                 assert number in found and ORDER.index(found[number]) >= ORDER.index(state), f"round {number} was {state}"
             else:
                 assert (number, state) == (1, State.RESERVED), "only round 1 is settled"
+        promised = book.fold().earmarks.standing("study", Line.TRAINING)
+        assert (promised.count if promised else 0) >= self.promise, "a promise was lost"
         assert len(book.receipts()) >= self.receipts
         book.check_storage()
         book.check_not_behind()
@@ -106,7 +111,7 @@ def test_no_acknowledged_row_is_lost_by_a_power_cut_at_any_point(shim: Path, tmp
     disk = Disk(folder)
     told = Told()
     assert cut_everywhere(disk, logged(shim, folder, "whole"), told, tmp_path / "after", seeds=1) > 200
-    assert told.states == {0: State.SENT, 1: State.SETTLED, 2: State.SENT} and told.receipts == 2
+    assert told.states == {0: State.SENT, 1: State.SETTLED, 2: State.SENT} and (told.receipts, told.promise) == (2, 7)
 
 
 @pytest.mark.parametrize("way", ["FULL", "NORMAL", "OFF"])

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import client.ledger.database as database
 from client.ledger.recovery import recover
+from client.ledger.rows import EarmarkEntry
 from common.errors import RefusedError
 from common.privacy.charges import Line, Standing, State
 from tests.client.ledger.conftest import MEMORY
@@ -78,6 +79,7 @@ class Site(RuleBasedStateMachine):
         self.outbox: dict[int, str] = {}
         self.attempts = 0
         self.shown: list[str] = []  # receipts that the coordinator could send
+        self.promised: set[int] = {0}  # what the study may have been promised last; more than one after a crash
         self.backup()
 
     def teardown(self) -> None:
@@ -125,15 +127,30 @@ class Site(RuleBasedStateMachine):
         except RefusedError as error:
             assert error.code in ("ROUND_CONFLICT", "LEDGER_BEHIND", "ROUND_LOST"), error
 
+    @rule(count=st.integers(0, 3), which=st.integers(0, 1), crash=CRASH)
+    def promise(self, count: int, which: int, crash: int | None) -> None:
+        """An approval for so many rounds, or its withdrawal."""
+        try:
+            with crashing(crash):
+                self.handles[which].earmark([EarmarkEntry(self.account, Line.TRAINING, "study", EVENT, count, min(count, 1))])
+            self.promised = {count}
+        except Crash:
+            self.promised |= {count}
+            self.restart()
+        except RefusedError as error:
+            assert error.code == "LEDGER_BEHIND", error
+
     @rule()
     def backup(self) -> None:
         shutil.copy(self.folder / "ledger.sqlite", self.folder / "backup")
+        self.backed_up = set(self.promised)
 
     @rule(notice=st.booleans())
     def restore(self, notice: bool) -> None:
         """An old file comes back; with `notice` the processes are started anew, else they go on."""
         shutil.copy(self.folder / "backup", self.folder / "ledger.sqlite")
         (self.folder / "ledger.sqlite-journal").unlink(missing_ok=True)
+        self.promised = set(self.backed_up)
         if notice:
             self.restart()
 
@@ -168,6 +185,16 @@ class Site(RuleBasedStateMachine):
             paid = Counter(charge.key.round for charge in book.history(self.account, Line.TRAINING) if charge.state is not State.SETTLED)
             assert not Counter(number for number, _ in self.left) - paid
             book.check_storage()
+
+    @invariant()
+    def promises_are_what_was_promised_less_what_was_charged(self) -> None:
+        """A promise that was acknowledged stands until another takes its place, and is used up by rounds, never by anything else."""
+        if not hasattr(self, "folder"):
+            return
+        book = open_book(self.folder)
+        rounds = {charge.key.round for charge in book.charges() if charge.state is not State.SETTLED}
+        left = [promise.count for promise in book.promises(self.account, Line.TRAINING)]
+        assert sum(left) in {max(count - len(rounds), 0) for count in self.promised}
 
 
 TestSite = Site.TestCase

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import client.ledger.database as database
 from client.ledger.book import Ledger
-from common.privacy.charges import Standing
+from client.ledger.rows import EarmarkEntry
+from common.privacy.charges import Line, Standing
 from tests.client.ledger.support import EVENT, account_in, digest, key, open_book, receipt_for
 
 
@@ -21,6 +22,7 @@ def say(folder: Path, text: str) -> None:
 
 def whole_rounds(folder: Path, book: Ledger) -> None:
     account = account_in(book)
+    promise(folder, book, account, 5)
     for number in range(3):
         one = key(account, number)
         assert book.reserve(one, EVENT, 10) is Standing.NEW
@@ -35,6 +37,12 @@ def whole_rounds(folder: Path, book: Ledger) -> None:
         say(folder, "receipt")
         book.sent(one)
         say(folder, f"{number} sent")
+    promise(folder, book, account, 7)
+
+
+def promise(folder: Path, book: Ledger, account: str, count: int) -> None:
+    book.earmark([EarmarkEntry(account, Line.TRAINING, "study", EVENT, count, 1)])
+    say(folder, f"promise {count}")
 
 
 def ask_again(folder: Path, book: Ledger) -> None:

@@ -3,6 +3,7 @@
 
 from tests.mutations.mutation import Mutation
 from tests.mutations.tables.accounting import ACCOUNTING
+from tests.mutations.tables.approvals import APPROVALS
 from tests.mutations.tables.bookkeeping import BOOKKEEPING
 from tests.mutations.tables.charging import CHARGING
 from tests.mutations.tables.ledger import LEDGER
@@ -10,4 +11,4 @@ from tests.mutations.tables.mechanism import MECHANISM
 from tests.mutations.tables.patients import PATIENTS
 from tests.mutations.tables.releases import RELEASES
 
-MUTATIONS: tuple[Mutation, ...] = (*MECHANISM, *BOOKKEEPING, *PATIENTS, *ACCOUNTING, *CHARGING, *LEDGER, *RELEASES)
+MUTATIONS: tuple[Mutation, ...] = (*MECHANISM, *BOOKKEEPING, *PATIENTS, *ACCOUNTING, *CHARGING, *LEDGER, *APPROVALS, *RELEASES)

@@ -40,7 +40,7 @@ CHARGING = (
     mutation(
         "let two processes train one round",
         "client/workbench.py",
-        "        with charged.lock():\n            earlier = self._open",
+        "        with charged.lock():\n            check_rounds_today(charged)\n            earlier = self._open",
         "        with suppress(OSError):\n            earlier = self._open",
         f"{TRAPS}::test_two_processes_never_train_one_round_at_once",
     ),

@@ -17,8 +17,8 @@ LEDGER = (
     mutation(
         "believe receipts that the coordinator did not sign",
         "client/ledger/heads.py",
-        "if not is_signed(coordinator_key,",
-        "if False and not is_signed(coordinator_key,",
+        "if not any(is_signed(key,",
+        "if False and not any(is_signed(key,",
         f"{RECOVERY}::test_only_receipts_with_both_signatures_are_believed",
     ),
     mutation(
@@ -31,7 +31,7 @@ LEDGER = (
     mutation(
         "train on an account that IT wrote off",
         "client/ledger/book.py",
-        "if self._fold.is_written_off(key.account):",
+        "if self._fold.is_written_off(account):",
         "if False:",
         f"{RECOVERY}::test_a_written_off_account_never_trains_again",
     ),
