@@ -8,13 +8,15 @@ from it that rows are missing, and refuses to train until they are charged again
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr.app import RecordDict
 
 from common.crypto.secrets import Secret
 from common.errors import StorageError
-from common.files import write_atomic
+from common.files import locked, write_atomic
 from common.privacy.receipts import make_receipt
 from common.protocol import head_of, with_receipt
 
@@ -23,7 +25,7 @@ HEADS_FILE = "ledger-heads.json"
 
 
 class Receipts:
-    """The heads in the server's home, and the key that signs them; made when it is not there."""
+    """The heads in the server's home, and the key that signs them; made when it is not there. Several runs at once may share a home."""
 
     def __init__(self, home: Path) -> None:
         self._path = home / HEADS_FILE
@@ -32,26 +34,42 @@ class Receipts:
 
     def attach(self, site: str, records: RecordDict) -> RecordDict:
         """An instruction as it goes to one site: with that site's receipt and no other's."""
-        head = self._heads.get(site)
-        return records if head is None else with_receipt(records, make_receipt(head, self._signer))
+        known = self._heads.get(site)
+        return records if known is None else with_receipt(records, make_receipt(known.head, self._signer))
 
     def take(self, site: str, records: RecordDict) -> None:
         """Note the head that rides on a site's reply."""
         head = head_of(records)
         if head is not None:
-            self._heads[site] = head
+            self._heads[site] = _Head(head, time.time())
 
     def save(self) -> None:
-        """Make what was noted durable. Raises StorageError."""
-        if self._heads:
-            write_atomic(self._path, json.dumps(self._heads))
+        """Make what was noted durable, beside what other runs noted meanwhile. Raises StorageError."""
+        if not self._heads:
+            return
+        with locked(self._path.with_name(f".{HEADS_FILE}.lock")):
+            for site, stored in _read_heads(self._path).items():
+                if site not in self._heads or stored.received > self._heads[site].received:
+                    self._heads[site] = stored
+            write_atomic(self._path, json.dumps({site: [known.head, known.received] for site, known in self._heads.items()}))
 
 
-def _read_heads(path: Path) -> dict[str, str]:
+class _Head(NamedTuple):
+    """A site's head and when it came, in seconds since the epoch."""
+
+    head: str
+    received: float
+
+
+def _read_heads(path: Path) -> dict[str, _Head]:
+    """A head without a time was written by an older version, and is older than any other."""
     if not path.exists():
         return {}
     try:
-        heads = json.loads(path.read_text(encoding="utf-8"))
-        return {str(site): str(head) for site, head in heads.items()}
-    except (OSError, ValueError, AttributeError) as error:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            str(site): _Head(value, 0.0) if isinstance(value, str) else _Head(str(value[0]), float(value[1]))
+            for site, value in stored.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError, IndexError) as error:
         raise StorageError(f"{path}: cannot be read ({error}); delete it, and the sites get no receipt until their next reply") from error

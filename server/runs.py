@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,37 @@ CREATE TABLE IF NOT EXISTS replies (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (run_id, round, site)
 );
+CREATE TABLE IF NOT EXISTS details (
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL, site TEXT NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL,
+    reason TEXT NOT NULL, bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL, payload_sha256 TEXT, egress_number INTEGER,
+    egress_head TEXT, receipt TEXT, PRIMARY KEY (run_id, round, kind, site)
+);
 CREATE TABLE IF NOT EXISTS measurements (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, sites INTEGER NOT NULL, auroc REAL, standard_error REAL, counts TEXT NOT NULL,
     PRIMARY KEY (run_id, round)
 );
 """
+
+
+@dataclass(frozen=True)
+class ReplyDetail:
+    """One answer to one message: `kind` is train or evaluate, `outcome` update, evaluated or a refusal code, `seconds` until it was there.
+
+    `bytes_down` and `bytes_up` count tensors. The rest is what the site signed about its reply, where there is a signature to check:
+    the reply's digest, the number of its line in the site's egress log, the head before that line, and our signed receipt (JSON).
+    """
+
+    kind: str
+    site: str
+    outcome: str
+    seconds: float
+    reason: str
+    bytes_down: int
+    bytes_up: int
+    payload_sha256: str | None = None
+    egress_number: int | None = None
+    egress_head: str | None = None
+    receipt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,25 @@ class StoredMeasurement:
     counts: list[Any]
 
 
+@dataclass(frozen=True)
+class StoredRound:
+    """A finished round: how many updates it took, how long, and the L2 norm of their mean."""
+
+    round: int
+    updates: int
+    seconds: float
+    update_norm: float
+
+
+_DETAIL_COLUMNS = tuple(part.name for part in fields(ReplyDetail))
+
+
+def _detail_rows(run_id: str, round_number: int, details: Sequence[ReplyDetail]) -> list[tuple[str, tuple[object, ...]]]:
+    names = ("run_id", "round", *_DETAIL_COLUMNS)
+    statement = f"INSERT OR REPLACE INTO details ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    return [(statement, (run_id, round_number, *astuple(detail))) for detail in details]
+
+
 class RunStore:
     """Rounds and replies of the runs in one SQLite file. A round that is repeated after a crash replaces its rows."""
 
@@ -57,7 +103,14 @@ class RunStore:
         self._write([("INSERT OR IGNORE INTO run VALUES (?, ?, ?, ?)", (study_id, run_id, time.time(), study))])
 
     def record_round(
-        self, run_id: str, round_number: int, *, seconds: float, update_norm: float, outcomes: dict[str, tuple[str, float]]
+        self,
+        run_id: str,
+        round_number: int,
+        *,
+        seconds: float,
+        update_norm: float,
+        outcomes: dict[str, tuple[str, float]],
+        details: Sequence[ReplyDetail] = (),
     ) -> None:
         """Store one finished round. `outcomes` maps a site to (`update` or its refusal code, seconds until its reply)."""
         updates = sum(outcome == "update" for outcome, _ in outcomes.values())
@@ -68,7 +121,23 @@ class RunStore:
             ("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", (run_id, round_number, site, outcome, after))
             for site, (outcome, after) in outcomes.items()
         ]
-        self._write(rows)
+        self._write(rows + _detail_rows(run_id, round_number, details))
+
+    def record_details(self, run_id: str, round_number: int, details: Sequence[ReplyDetail]) -> None:
+        """Store the answers to messages outside a finished round: of an evaluation, or of a round that brought too few updates."""
+        self._write(_detail_rows(run_id, round_number, details))
+
+    def details(self, run_id: str) -> list[tuple[int, ReplyDetail]]:
+        """Every stored answer of a run with its round, in the order of the rounds."""
+        query = f"SELECT round, {', '.join(_DETAIL_COLUMNS)} FROM details WHERE run_id = ? ORDER BY round, kind DESC, site"
+        with closing(self._connect()) as database:
+            return [(row[0], ReplyDetail(*row[1:])) for row in database.execute(query, (run_id,)).fetchall()]
+
+    def rounds(self, run_id: str) -> list[StoredRound]:
+        """The finished rounds of a run."""
+        query = "SELECT round, updates, seconds, update_norm FROM rounds WHERE run_id = ? ORDER BY round"
+        with closing(self._connect()) as database:
+            return [StoredRound(*row) for row in database.execute(query, (run_id,)).fetchall()]
 
     def record_measurement(
         self, run_id: str, round_number: int, *, sites: int, auroc: float | None, standard_error: float | None, counts: list[Any]

@@ -10,7 +10,7 @@ from common.study import Study
 from server.averaging import moving_average
 from server.checkpoints import Checkpoints, ServerState
 from server.initial import initial_model
-from server.runs import RunStore
+from server.runs import ReplyDetail, RunStore
 from server.strategies.registry import STRATEGIES, make_strategy
 
 MODEL = {"w": np.array([1.0, 2.0], np.float32), "b": np.array(3.0, np.float32)}
@@ -68,6 +68,21 @@ def test_the_run_store_repeats_a_round_without_doubling_it(tmp_path: Path) -> No
             ("south", "WORKER_LOST"),
         ]
         assert database.execute("SELECT count(*) FROM run").fetchone() == (1,)
+
+
+def test_the_run_store_keeps_what_a_site_signed_and_reads_an_older_store(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.sqlite"
+    store = RunStore(path)
+    signed = ReplyDetail("train", "north", "update", 1.5, "", 10, 20, "ab", 7, "cd", "{}")
+    late = ReplyDetail("train", "south", "NO_REPLY", 9.0, "no reply within 9 s", 10, 0)
+    store.record_round("run", 1, seconds=9.0, update_norm=0.5, outcomes={"north": ("update", 1.5)}, details=[signed, late])
+    store.record_details("run", 1, [ReplyDetail("evaluate", "north", "evaluated", 0.1, "", 10, 5)])
+    assert store.details("run")[:2] == [(1, signed), (1, late)]
+    assert [detail.kind for _, detail in store.details("run")] == ["train", "train", "evaluate"]
+    assert [(done.round, done.updates) for done in store.rounds("run")] == [(1, 1)]
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE details")
+    assert RunStore(path).details("run") == []
 
 
 def test_the_initial_model_comes_from_the_study_and_its_seed_only() -> None:
