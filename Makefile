@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy clean
+.PHONY: help install simulate federation test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy bench-federation clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 simulate: $(INSTALLED) ## Run the first study: four hospitals, private training, a report; no download
 	@$(BIN)/wardround-sim run quickstart --workers 2
+
+federation: $(INSTALLED) ## A coordinator and three hospitals on this machine: enrolment, approval, three rounds; no download
+	@$(BIN)/wardround-sim federation
 
 test: $(INSTALLED) ## The tests, without the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
@@ -80,6 +83,9 @@ bench-privacy: $(INSTALLED) ## Time and memory of private training, engine by en
 
 bench-accuracy: $(INSTALLED) ## Accuracy on public chest X-rays into docs/results.md; over an hour; ARGS="--rows cnn-e1 --seeds 0" cuts it
 	@$(BIN)/python -m tests.bench.accuracy $(ARGS)
+
+bench-federation: $(INSTALLED) ## Seconds a round and memory of a real federation, beside plain Flower's; ARGS="memory" does one part
+	@$(BIN)/python -m tests.bench.federation $(ARGS)
 
 clean: ## Remove the virtual environment, builds and caches; runs/ stays
 	@rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

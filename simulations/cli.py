@@ -24,6 +24,7 @@ from common.errors import EXIT_CODE_HELP, ExitCode, InputError, RunInterrupted
 from common.study import Study
 from common.study_file import load_study
 from simulations.options import RunOptions, RunOutcome, find_study, new_run_folder, parse_seeds, shipped_studies
+from simulations.warm import warm_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,6 +185,19 @@ def audit(
     check(result.verdict, result.design, result.private.bound)
 
 
+@app.command(epilog=f"Example: {NAME} federation")
+def federation(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = 3,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder, default runs/federation-<time>.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the real thing on this machine: a coordinator and three hospitals as processes, from the first key to a trained model."""
+    from simulations.commands.federation import print_demo, run_demo
+
+    facts = run_demo(out, rounds)
+    _show(facts, as_json, lambda console: print_demo(facts, console))
+
+
 @app.command(epilog=f"Example: {NAME} doctor")
 def doctor(as_json: JsonOption = False) -> None:
     """Look at this machine and say what is missing."""
@@ -225,6 +239,7 @@ def _was_typed(context: typer.Context, name: str) -> bool:
 
 def _run(options: RunOptions) -> list[RunOutcome]:
     def work(listener: Listener) -> list[RunOutcome]:
+        warm_up(options.study.is_private)
         from simulations.run import run_study
 
         return run_study(options, (listener,))

@@ -14,6 +14,7 @@ import yaml
 
 import client.cli
 import common
+import server.cli
 import simulations
 from common.errors import EXIT_CODE_HELP
 from common.study_file import parse_study
@@ -25,8 +26,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 CODE = Path(common.__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
 RUN_PAGE = PROJECT / "docs" / "run-directory.md"
-BARE = r"wardround-sim \S+|wardround-client \S+( [a-z-]+)?"  # a bare name is only spoken of
-COMMANDS = {"wardround-sim": typer.main.get_command(app), "wardround-client": typer.main.get_command(client.cli.app)}
+BARE = r"wardround-sim \S+|wardround-(client|server) \S+( [a-z-]+)?"  # a bare name is only spoken of
+COMMANDS = {
+    "wardround-sim": typer.main.get_command(app),
+    "wardround-client": typer.main.get_command(client.cli.app),
+    "wardround-server": typer.main.get_command(server.cli.app),
+}
 
 
 def text_of(path: Path) -> str:
@@ -56,7 +61,7 @@ def check_command(words: list[str]) -> None:
     """Parse as the command line would, without running. Raises click's UsageError on an option or command that does not exist."""
     command: click.Command = COMMANDS[words[0]]
     used = 1
-    while isinstance(command, click.Group) and words[used] != "--help":
+    while isinstance(command, click.Group) and not words[used].startswith("-"):
         command = command.commands[words[used]]
         used += 1
     command.make_context(words[used - 1], words[used:], resilient_parsing="--help" in words)
