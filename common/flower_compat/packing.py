@@ -39,7 +39,7 @@ def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
 
 def unpacked(content: RecordDict) -> RecordDict:
     """What `packed` was given. Raises ProtocolError."""
-    return RecordDict({name: _unpack(one) if _is_packed(one) else one for name, one in content.items()})
+    return RecordDict({name: _unpack(one) if isinstance(one, ArrayRecord) and _is_packed(one) else one for name, one in content.items()})
 
 
 def _pack(record: ArrayRecord) -> ArrayRecord:
@@ -49,8 +49,8 @@ def _pack(record: ArrayRecord) -> ArrayRecord:
     return ArrayRecord({NAME: Array("uint8", (len(content),), FORMAT, content)})
 
 
-def _is_packed(record: object) -> bool:
-    return isinstance(record, ArrayRecord) and list(record) == [NAME] and record[NAME].stype == FORMAT
+def _is_packed(record: ArrayRecord) -> bool:
+    return list(record) == [NAME] and record[NAME].stype == FORMAT
 
 
 def _unpack(record: ArrayRecord) -> ArrayRecord:
