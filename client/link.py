@@ -79,12 +79,19 @@ class Link:
         self._stopping = threading.Event()
         self._end = float("inf")
         self._in_trouble = False
+        self._run_facts: dict[int, RunFacts] = {}
         self._pushed_at = float("-inf")
 
     @property
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping.is_set()
+
+    def facts_of(self, flower_run_id: int, ask: Callable[[], RunFacts]) -> RunFacts:
+        """What a run was started with; `ask` is called if it is not the run of the last message."""
+        if flower_run_id not in self._run_facts:
+            self._run_facts = {flower_run_id: ask()}
+        return self._run_facts[flower_run_id]
 
     @property
     def node_id(self) -> int:
@@ -206,8 +213,11 @@ class MessageCalls:
         return self.link.node_id
 
     def run(self) -> RunFacts:
-        """See `FleetConnection.run`."""
-        return self.link.call(lambda connection: connection.run(self.pulled.flower_run_id), self.pulled.expires, finish=True)
+        """See `FleetConnection.run`; what a run was started with never changes, so it is asked for once."""
+        number = self.pulled.flower_run_id
+        return self.link.facts_of(
+            number, lambda: self.link.call(lambda connection: connection.run(number), self.pulled.expires, finish=True)
+        )
 
     def fetch(self) -> Message:
         """See `FleetConnection.fetch`."""

@@ -3,7 +3,8 @@
 
 A message that has expired is not worked on, because training costs privacy. One that was in hand when the daemon died is answered at the
 next start with the code for failed training. While nothing happens the loop asks ever less often: every 0.05 s after a message, every
-second soon after, every 2 s after ten idle minutes; then the training process is ended too, and its memory is free for others.
+0.2 s in the next ten seconds, every second soon after, every 2 s after ten idle minutes; then the training process is ended too, and its
+memory is free for others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from common.flower_compat.fleet import Interrupted, Pulled, RunOver, answer_to
 from common.protocol import RefusalCode
 
 SHORTEST_POLL_SECONDS: Final = 0.05
+BUSY_POLL_SECONDS: Final = 0.2
+BUSY_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 1.0
 IDLE_POLL_SECONDS: Final = 2.0
 IDLE_SECONDS: Final = 600.0
@@ -51,7 +54,8 @@ class Pace:
     def next_wait(self) -> float:
         """Seconds until the next question."""
         wait = self._wait
-        self._wait = min(wait * 1.5, POLL_SECONDS)
+        is_busy = self._clock() - self._worked_at < BUSY_SECONDS
+        self._wait = min(wait * 1.5, BUSY_POLL_SECONDS if is_busy else POLL_SECONDS)
         return IDLE_POLL_SECONDS if self.is_idle else wait
 
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All tensors of a record as one, on the way: Flower makes two objects of each tensor, and each object is a call of its own.
+"""Few objects on the way: Flower makes one of each record and two of each tensor, and each object is a call of its own, here and there.
 
-A packed record holds one array of bytes: the length of a header (8 bytes), the header (JSON: name, dtype, shape, format and size of each
-tensor, in order), then the tensors' bytes as they were. What is not packed passes as it is.
+    small content    one record of one value: the bytes of all records by Flower's own schema
+    large content    the tensors of each record as one array of bytes: the length of a header (8 bytes), the header (JSON: name, dtype,
+                     shape, format and size of each tensor, in order), then the tensors' bytes as they were; so what several sites get
+                     alike is the same object for all of them
+
+What is not packed passes as it is. Packed content is unpacked once: what it holds is not looked into again.
 """
 
 from __future__ import annotations
@@ -11,19 +15,25 @@ import json
 from collections.abc import Iterable
 from typing import Final
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError
 
 NAME: Final = "packed"
 FORMAT: Final = "wardround.packed.1"
+PARCEL: Final = "wardround.parcel.1"
+SMALL_BYTES: Final = 1 << 20
+"""Tensors that together have no more bytes than this go in a parcel."""
 MAX_TENSORS: Final = 100_000
 MAX_HEADER_BYTES: Final = 1 << 24
 _LENGTH_BYTES: Final = 8
 
 
 def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
-    """The same records with the tensors of each in one array; a record that several contents share stays shared."""
+    """The same records in few objects; a record of large tensors that several contents share stays shared."""
     known: dict[int, ArrayRecord] = {}
 
     def pack(record: ArrayRecord) -> ArrayRecord:
@@ -32,14 +42,37 @@ def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
         return known[id(record)]
 
     return [
-        RecordDict({name: pack(one) if isinstance(one, ArrayRecord) and len(one) > 1 else one for name, one in content.items()})
+        _parcel(content)
+        if _tensor_bytes(content) <= SMALL_BYTES
+        else RecordDict({name: pack(one) if isinstance(one, ArrayRecord) and len(one) > 1 else one for name, one in content.items()})
         for content in contents
     ]
 
 
 def unpacked(content: RecordDict) -> RecordDict:
     """What `packed` was given. Raises ProtocolError."""
+    parcel = content.get(PARCEL)
+    if len(content) == 1 and isinstance(parcel, ConfigRecord):
+        return _open(parcel)
     return RecordDict({name: _unpack(one) if isinstance(one, ArrayRecord) and _is_packed(one) else one for name, one in content.items()})
+
+
+def _tensor_bytes(content: RecordDict) -> int:
+    return sum(len(array.data) for record in content.values() if isinstance(record, ArrayRecord) for array in record.values())
+
+
+def _parcel(content: RecordDict) -> RecordDict:
+    return RecordDict({PARCEL: ConfigRecord({NAME: bytes(recorddict_to_proto(content).SerializeToString())})})
+
+
+def _open(parcel: ConfigRecord) -> RecordDict:
+    content = parcel.get(NAME)
+    if len(parcel) != 1 or not isinstance(content, bytes):
+        raise ProtocolError("packed tensors: a parcel holds one value, and that is bytes")
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(content))
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProtocolError(f"packed tensors: the parcel cannot be read ({type(error).__name__})") from error
 
 
 def _pack(record: ArrayRecord) -> ArrayRecord:

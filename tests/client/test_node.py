@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client.approving import reject
-from client.node import IDLE_SECONDS, Pace
+from client.node import BUSY_SECONDS, IDLE_SECONDS, Pace
 from client.site import open_ledger
 from client.site_home import SiteHome
 from client.status import Stage
@@ -347,7 +347,10 @@ def test_the_pace() -> None:
     now = [0.0]
     pace = Pace(lambda: now[0])
     waits = [pace.next_wait() for _ in range(12)]
-    assert waits[0] == 0.05 and waits == sorted(waits) and waits[-1] == 1.0
+    assert waits[0] == 0.05 and waits == sorted(waits) and waits[-1] == 0.2
+    now[0] = BUSY_SECONDS
+    waits = [pace.next_wait() for _ in range(12)]
+    assert waits == sorted(waits) and waits[-1] == 1.0
     now[0] = IDLE_SECONDS
     assert pace.is_idle and pace.next_wait() == 2.0
     pace.worked()

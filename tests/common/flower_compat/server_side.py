@@ -12,6 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from common.flower_compat.control import build_bundle, start_run
+from common.flower_compat.packing import unpacked
 from common.flower_compat.superlink import CoordinatorHome, address
 from common.flower_compat.tasks import TaskSource
 
@@ -55,6 +56,7 @@ class ServerSide:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for found in self._grid.pull_messages([message_id]):
+                found.content = unpacked(found.content)
                 return found
             time.sleep(0.02)
         raise TimeoutError(message_id)

@@ -6,7 +6,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.errors import ProtocolError
-from common.flower_compat.packing import FORMAT, NAME, packed, unpacked
+from common.flower_compat import packing
+from common.flower_compat.packing import FORMAT, NAME, PARCEL, packed, unpacked
 from common.protocol import payload_sha256
 
 TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(0.5, np.float32), "none": np.zeros((0, 4), np.float32)}
@@ -25,7 +26,36 @@ def by_hand(entries: object, tail: bytes, length: int | None = None) -> RecordDi
     return RecordDict({"model": ArrayRecord({NAME: Array("uint8", (len(data),), FORMAT, data)})})
 
 
-def test_what_was_packed_is_unpacked_as_it_was() -> None:
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever has a tensor counts as large."""
+    monkeypatch.setattr(packing, "SMALL_BYTES", 0)
+
+
+def test_small_content_goes_as_one_value_and_comes_back_as_it_was() -> None:
+    (on_the_way,) = packed([content()])
+    assert list(on_the_way) == [PARCEL]
+    back = unpacked(on_the_way)
+    assert payload_sha256(back) == payload_sha256(content())
+    assert [*back, *back["model"]] == [*content(), *TENSORS]
+
+
+@pytest.mark.parametrize(
+    "parcel",
+    [{}, {NAME: "text"}, {NAME: b"", "more": b""}, {NAME: b"\xff\xff\xff"}, {"other": b""}],
+)
+def test_a_parcel_that_does_not_fit_is_refused(parcel: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError, match="parcel"):
+        unpacked(RecordDict({PARCEL: ConfigRecord(parcel)}))
+
+
+def test_a_parcel_inside_a_parcel_is_left_alone() -> None:
+    (once,) = packed([content()])
+    (twice,) = packed([once])
+    assert list(unpacked(twice)) == [PARCEL]
+
+
+def test_what_was_packed_is_unpacked_as_it_was(large: None) -> None:
     (on_the_way,) = packed([content()])
     assert list(on_the_way["model"]) == [NAME]
     back = unpacked(on_the_way)
@@ -36,14 +66,14 @@ def test_what_was_packed_is_unpacked_as_it_was() -> None:
         assert back["model"][name].shape == value.shape
 
 
-def test_a_shared_record_stays_shared() -> None:
+def test_a_shared_record_stays_shared(large: None) -> None:
     first = content()
     second = RecordDict({"model": first["model"], "facts": ConfigRecord({"a": 2})})
     one, other = packed([first, second])
     assert one["model"] is other["model"]
 
 
-def test_one_tensor_and_other_records_pass_as_they_are() -> None:
+def test_one_tensor_and_other_records_pass_as_they_are(large: None) -> None:
     plain = RecordDict({"counts": ArrayRecord({"counts": Array(np.arange(3))}), "facts": ConfigRecord({"a": 1})})
     (on_the_way,) = packed([plain])
     assert on_the_way["counts"] is plain["counts"]
@@ -73,7 +103,7 @@ def test_what_does_not_fit_is_refused(forged: RecordDict) -> None:
         unpacked(forged)
 
 
-def test_packed_inside_packed_is_left_alone() -> None:
+def test_packed_inside_packed_is_left_alone(large: None) -> None:
     inner = packed([content()])[0]["model"][NAME]
     nested = by_hand([[NAME, "uint8", list(inner.shape), FORMAT, len(inner.data)]], inner.data)
     assert unpacked(nested)["model"][NAME].stype == FORMAT
