@@ -8,13 +8,10 @@ no round is lost.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
-from types import FrameType
 from typing import Final, TextIO
 
 import httpx
@@ -35,6 +32,7 @@ from common.crypto.site_keys import SiteKeys
 from common.errors import CoordinatorUnreachable, WardroundError
 from common.flower_compat.fleet import FleetConnection, NotWelcome, Unreachable
 from common.protocol import RefusalCode
+from common.stopping import stopped_by_signal
 
 APPROVAL_POLL_SECONDS: Final = 5.0
 SLOW_SECONDS: Final = 30.0
@@ -69,7 +67,7 @@ class Daemon:
 
     def run(self) -> None:
         """Until a signal: wait for the approval, then take part."""
-        with self._signals():
+        with stopped_by_signal(self._stopping):
             self._log.write("started", {"site": self._home.read_invitation().site, "version": self._board.state.version})
             if self._board.leftover is not None:
                 self._log.write("the daemon before this one ended without stopping")
@@ -159,17 +157,3 @@ class Daemon:
     def _fail(self, stage: Stage, error: WardroundError) -> None:
         if self._board.fail(str(error), stage):
             self._log.write(stage.value, {"error": str(error)})
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the daemon in order."""
-
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            self._stopping.set()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from common.flower_compat import control
 from common.flower_compat.control import NotRunning
 from common.flower_compat.superlink import address
 from common.flower_compat.tasks import ServerTask, TaskSource
+from common.stopping import stopped_by_signal
 from server import authority, leashed
 from server.home import HOME_VARIABLE, ServerHome
 from server.launch import bundle_sha256
@@ -169,9 +169,8 @@ def main(command_line: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    Executor(ServerHome.find(options.home), stopping).run()
+    with stopped_by_signal(stopping):
+        Executor(ServerHome.find(options.home), stopping).run()
 
 
 if __name__ == "__main__":

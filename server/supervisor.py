@@ -17,7 +17,6 @@ import http.client
 import json
 import logging
 import os
-import signal
 import socket
 import ssl
 import threading
@@ -32,6 +31,7 @@ from typing import IO
 from common.errors import InputError, RefusedError, StorageError
 from common.files import write_atomic
 from common.flower_compat import superlink
+from common.stopping import stopped_by_signal
 from server.children import Child, ChildSpec, Group
 from server.home import ServerHome
 
@@ -258,6 +258,5 @@ class _JsonLines(logging.Formatter):
 def run_until_signal(home: ServerHome) -> None:
     """Run the supervisor until SIGTERM or SIGINT."""
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    Supervisor(home, stopping).run()
+    with stopped_by_signal(stopping):
+        Supervisor(home, stopping).run()

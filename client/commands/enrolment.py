@@ -59,8 +59,8 @@ def _next_steps(site: SiteHome, name: str, words: str, status: str, confirmed: b
     steps = [
         f"Call the coordinator on a number that you know, and read the twelve words of {name} to each other; they have to be the same.",
         f"Describe your data and your rules:\n   {site.config}",
-        f"Test everything:\n   wardround-client check --home {site.folder}",
         f"Start the client, which asks for the words:\n   wardround-client start --home {site.folder}",
+        f"When the coordinator has approved this site, test everything:\n   wardround-client check --home {site.folder}",
     ]
     lines = [f"{number}. {step}" for number, step in enumerate(steps[1:] if confirmed else steps, 1)]
     half = len(words.split()) // 2
