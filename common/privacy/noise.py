@@ -69,10 +69,13 @@ def rounded_gaussian(count: int, standard_deviation_units: float, generator: Sys
 
 
 def _draw_all(parts: list[NoiseArray], scale: float, generator: SystemGenerator) -> None:
-    """Fill all parts, several at once where torch may use several threads; each takes its own words from the generator."""
+    """Fill all parts, several at once where torch may use several threads; each takes its own words from the generator.
+
+    Starting threads takes as long as a part, so each has at least two.
+    """
     import torch
 
-    workers = min(torch.get_num_threads(), len(parts))
+    workers = min(torch.get_num_threads(), len(parts) // 2)
     if workers <= 1:
         for part in parts:
             _draw(part, scale, generator)
