@@ -114,7 +114,7 @@ def kill_after_a_round(study: Path, run_dir: Path, how: signal.Signals) -> int:
     return process.returncode
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 4)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, 4, marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, how: signal.Signals, code: int) -> None:
     long = small(**{"federation.rounds": 8})
     study = write_study(long, tmp_path)
@@ -144,6 +144,7 @@ def test_a_run_that_is_complete_is_left_alone(plain_run: Path) -> None:
     assert (plain_run / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_that_could_not_start_leaves_its_folder_free(tmp_path: Path) -> None:
     study = write_study(small(), tmp_path)
     commands.run("run", study, "--partition", "iid", "--sites", "79", "--out", tmp_path / "run", expect=2)
@@ -154,6 +155,7 @@ def test_a_run_that_could_not_start_leaves_its_folder_free(tmp_path: Path) -> No
     assert "choose another --out" in err
 
 
+@pytest.mark.slow
 def test_a_baseline_whose_worker_is_killed_is_trained_again(tmp_path: Path) -> None:
     study = write_study(small(), tmp_path)
     process = commands.start("run", study, "--threads", "1", "--out", tmp_path / "run", "--json")

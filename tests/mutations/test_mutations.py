@@ -70,9 +70,9 @@ TEST = "tests/test_clip.py::test_clip"
     [
         ("min(value, 1)", "value", Verdict.KILLED, TEST),
         ("def unused():\n    return 1", "def unused():\n    return 2", Verdict.SURVIVED, "every test passed"),
-        ("return", "yield", Verdict.STALE, "occurs 2 times"),
-        ("max(value, 1)", "value", Verdict.STALE, "occurs 0 times"),
-        ("def clip(value)", "def clap(value)", Verdict.BROKEN, "cannot import name"),
+        pytest.param("return", "yield", Verdict.STALE, "occurs 2 times", marks=pytest.mark.slow),
+        pytest.param("max(value, 1)", "value", Verdict.STALE, "occurs 0 times", marks=pytest.mark.slow),
+        pytest.param("def clip(value)", "def clap(value)", Verdict.BROKEN, "cannot import name", marks=pytest.mark.slow),
     ],
 )
 def test_the_runner_tells_what_became_of_a_mutation(checkout: Path, old: str, new: str, verdict: Verdict, detail: str) -> None:
