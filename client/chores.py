@@ -24,7 +24,7 @@ from client.enrol import renew
 from client.offers import store_offer
 from client.site_home import SiteHome
 from client.status import StatusBoard
-from common.errors import InputError, ProtocolError, RefusedError, WardroundError
+from common.errors import CoordinatorUnreachable, InputError, ProtocolError, RefusedError, WardroundError
 
 SOON_SECONDS: Final = 3.0
 LATER_SECONDS: Final = 15.0
@@ -54,18 +54,27 @@ class Chores:
         self._coordinator.close()
 
     def turn(self) -> None:
-        """Everything once. Whatever goes wrong is noted, once as long as it stays the same."""
-        try:
-            self._hand_in()
-            self._fetch_offers()
-            self._fetch_receipts()
-            self._renew()
-            self._problem = None
-        except WardroundError as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                self._board.fail(self._problem)
-                self._log.write("coordinator", {"problem": type(error).__name__, "error": self._problem})
+        """Everything once; what fails keeps nothing else from its turn, unless nobody can be reached.
+
+        A problem is noted, once as long as it stays the same.
+        """
+        problem: WardroundError | None = None
+        for chore in (self._renew, self._hand_in, self._fetch_offers, self._fetch_receipts):
+            try:
+                chore()
+            except CoordinatorUnreachable as error:
+                problem = error
+                break
+            except WardroundError as error:
+                problem = problem or error
+        self._note(problem)
+
+    def _note(self, problem: WardroundError | None) -> None:
+        text = None if problem is None else str(problem)
+        if text is not None and text != self._problem:
+            self._board.fail(text)
+            self._log.write("coordinator", {"problem": type(problem).__name__, "error": text})
+        self._problem = text
 
     def _hand_in(self) -> None:
         sent = Approvals(self._home).deliver(self._coordinator.approve)

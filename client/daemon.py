@@ -24,6 +24,7 @@ from client.daemon_log import DaemonLog
 from client.enrol import fetch_certificate
 from client.link import CHECK, Link, Timing
 from client.node import Node
+from client.site_config import SiteConfig
 from client.site_home import SiteHome
 from client.site_log import log_failure
 from client.site_worker import SITE_APP, SiteWorker
@@ -64,6 +65,7 @@ class Daemon:
         self._board = StatusBoard(home, metadata.version("wardround"))
         self._stopping = threading.Event()
         self._node: Node | None = None
+        self._url = ""
 
     def run(self) -> None:
         """Until a signal: wait for the approval, then take part."""
@@ -134,15 +136,15 @@ class Daemon:
             self._board.fail(f"a fault of ours in the part {name} ({type(error).__name__}); the cause is in {self._home.log}")
 
     def _connect(self) -> FleetConnection:
-        url = self._home.read_invitation().url
-        return FleetConnection(url, tls_context(self._home), SiteKeys.read(self._home.folder).node_key)
+        self._url = SiteConfig.read(self._home.config).coordinator  # the coordinator may have moved since the invitation
+        return FleetConnection(self._url, tls_context(self._home), SiteKeys.read(self._home.folder).node_key)
 
     def _explain(self, error: WardroundError) -> str:
         """A failed call in words that say what to do."""
         if isinstance(error, NotWelcome):
             return f"{error}; {CHECK}"
         if isinstance(error, Unreachable) and isinstance(error.__cause__, httpx.TransportError):
-            return str(unreachable(self._home, self._home.read_invitation().url, error.__cause__))
+            return str(unreachable(self._home, self._url, error.__cause__))
         return str(error)
 
     def _renewed(self) -> None:

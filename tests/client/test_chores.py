@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from client.approvals import Approvals
 from client.chores import Chores
 from client.daemon_log import DaemonLog
 from client.enrol import prepare
@@ -16,6 +17,7 @@ from client.own_certificate import read_own
 from client.site_home import SiteHome
 from client.status import DaemonState, StatusBoard
 from common.crypto.certificates import Authority, not_after
+from common.federation import ApprovalRecord
 from tests.client.enrolled import certified, invitation_to, new_authority
 from tests.client.node_site import COORDINATOR, STUDY_KEY, offered_study, signed_start
 from tests.support.tls_server import TlsServer, serving, write_server_certificate
@@ -30,10 +32,11 @@ class Coordinator:
         self.authority = authority
         self.studies: list[dict[str, Any]] = []
         self.status = 200
+        self.refused: set[str] = set()
 
     def answer(self, method: str, path: str, body: bytes, certificate: bytes | None) -> tuple[int, Any]:
-        if self.status != 200:
-            return self.status, {"code": "X", "message": "not today"}
+        if self.status != 200 or path.rsplit("/")[-1].split("?")[0] in self.refused:
+            return max(self.status, 400), {"code": "X", "message": "not today"}
         if path.endswith("/renew"):
             request = json.loads(body)["certificate_request"]
             return 200, {"status": "approved", "certificate": self.authority.client_certificate(request, "north", 90, time.time())}
@@ -124,3 +127,28 @@ def test_a_renewal_is_told_to_the_node(home: SiteHome, coordinator: Coordinator,
     own = read_own(home)
     assert own is not None and not_after(own) > time.time() + 80 * DAY
     assert renewals == ["x"]
+
+
+@pytest.mark.parametrize("refused", ["studies", "receipts"])
+def test_what_is_refused_keeps_nothing_else_from_its_turn(
+    home: SiteHome, coordinator: Coordinator, chores: Chores, renewals: list[str], refused: str
+) -> None:
+    certified(home, coordinator.authority, days=20, now=time.time() - 15 * DAY)
+    coordinator.refused, coordinator.studies = {refused, "approvals"}, [offer()]
+    chores.turn()
+    assert renewals == ["x"]
+    assert ("study offered" in events(home)) == (refused != "studies")
+    assert events(home).count("coordinator") == 1
+
+
+def test_an_approval_that_is_refused_keeps_nothing_else_from_its_turn(
+    home: SiteHome, coordinator: Coordinator, chores: Chores, renewals: list[str]
+) -> None:
+    study = offered_study()
+    decision = {"site": "north", "study_id": study.id, "decision": "rejected", "cohort": "", "runs": 0, "client_version": "1"}
+    facts = {**decision, "initial_weights_sha256": "0" * 64, "epsilon_total": None, "approved_by": "IT", "created": time.time()}
+    Approvals(home).append(ApprovalRecord.model_validate(facts))
+    certified(home, coordinator.authority, days=20, now=time.time() - 15 * DAY)
+    coordinator.refused, coordinator.studies = {"approvals"}, [offer()]
+    chores.turn()
+    assert renewals == ["x"] and "study offered" in events(home) and "coordinator" in events(home)

@@ -149,3 +149,16 @@ def test_a_thread_that_fails_is_started_again(site: NodeSite, monkeypatch: pytes
     faults = [line for line in lines if line["event"] == "fault"]
     assert len(turns) == 3 and {fault["error"] for fault in faults} == {"ZeroDivisionError"}
     assert "patient 42" in site.home.log.read_text() and "patient 42" not in log.path.read_text()
+
+
+def test_the_node_goes_where_site_yaml_says(site: NodeSite) -> None:
+    """The coordinator may move; the invitation then names the old place."""
+    text = site.home.config.read_text()
+    old = site.home.read_invitation().url
+    assert text.count(old) == 1
+    site.home.config.write_text(text.replace(old, "https://127.0.0.1:9"))
+    log = DaemonLog(site.home.logs)
+    connection = Daemon(site.home, log)._connect()
+    connection.close()
+    log.close()
+    assert connection._url == "https://127.0.0.1:9"
