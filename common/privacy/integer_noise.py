@@ -99,7 +99,7 @@ def _portions(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _set_in_pieces(parameter: Tensor, noise: _Noise, step: float) -> None:
     """One parameter; its noise never lies in memory whole."""
-    total: Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
+    total = _taken(parameter)
     gradient = torch.empty_like(parameter, requires_grad=False).view(-1)
     for first in range(0, len(gradient), AT_ONCE):
         part = gradient[first : first + AT_ONCE]
@@ -107,7 +107,6 @@ def _set_in_pieces(parameter: Tensor, noise: _Noise, step: float) -> None:
         if total is not None:
             integers += total[first : first + AT_ONCE]
         part.copy_(integers.double().mul_(step))
-    parameter.summed_grad = None  # type: ignore[attr-defined]
     parameter.grad = gradient.view_as(parameter)
 
 
@@ -116,12 +115,19 @@ def _set_together(parameters: Sequence[Tensor], noise: _Noise, step: float) -> N
     sizes = [parameter.numel() for parameter in parameters]
     integers = torch.from_numpy(noise.take(sum(sizes))).to(parameters[0].device)
     for parameter, part in zip(parameters, torch.split(integers, sizes), strict=True):
-        if parameter.summed_grad is not None:  # type: ignore[attr-defined]
-            part += parameter.summed_grad  # type: ignore[attr-defined]
-            parameter.summed_grad = None  # type: ignore[attr-defined]
+        total = _taken(parameter)
+        if total is not None:
+            part += total
     gradients = integers.double().mul_(step).to(parameters[0].dtype)
     for parameter, gradient in zip(parameters, torch.split(gradients, sizes), strict=True):
         parameter.grad = gradient.view_as(parameter)
+
+
+def _taken(parameter: Tensor) -> Tensor | None:
+    """The sum that hangs on a parameter; it hangs there no more."""
+    total: Tensor | None = parameter.summed_grad  # type: ignore[attr-defined]
+    parameter.summed_grad = None  # type: ignore[attr-defined]
+    return total
 
 
 class _Noise:

@@ -15,29 +15,14 @@ from common.flower_compat.control import build_bundle, start_run
 from common.flower_compat.packing import unpacked
 from common.flower_compat.superlink import CoordinatorHome, address
 from common.flower_compat.tasks import TaskSource
-
-PROJECT = b"""[project]
-name = "probe"
-version = "1.0.0"
-license = { file = "LICENSE" }
-dependencies = ["flwr>=1.41"]
-[tool.flwr.app]
-publisher = "wardround"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-[tool.flwr.app.config]
-study = ""
-"""
+from tests.common.flower_compat.loopback_link import PYPROJECT
 
 
 class ServerSide:
     """A running run of which this process is the ServerApp."""
 
     def __init__(self, home: CoordinatorHome) -> None:
-        self.flower_run_id = start_run(home, build_bundle({"pyproject.toml": PROJECT, "LICENSE": b"none\n"}), {"study": "{}"})
+        self.flower_run_id = start_run(home, build_bundle({"pyproject.toml": PYPROJECT, "LICENSE": b"none\n"}), {"study": "{}"})
         source = TaskSource(home)
         task = source.acquire()
         source.close()
