@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install simulate federation test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy bench-federation clean
+.PHONY: help install simulate federation test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy bench-federation failures soak clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,12 @@ bench-accuracy: $(INSTALLED) ## Accuracy on public chest X-rays into docs/result
 
 bench-federation: $(INSTALLED) ## Seconds a round and memory of a real federation, beside plain Flower's; ARGS="memory" does one part
 	@$(BIN)/python -m tests.bench.federation $(ARGS)
+
+failures: $(INSTALLED) ## Cause every fault on real processes and write docs/failures.md from what was seen; ARGS="-k gateway" does a part
+	@$(BIN)/python -m tests.e2e.failures $(ARGS)
+
+soak: $(INSTALLED) ## 200 rounds of a real federation while its processes are killed, up to 30 minutes; ARGS="--rounds 20 --runs 2 --kills 6"
+	@$(BIN)/python -m tests.bench.soak $(ARGS)
 
 clean: ## Remove the virtual environment, builds and caches; runs/ stays
 	@rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -31,9 +31,9 @@ from common.events import cut_torn_line
 from common.federation import DIGEST, RUN_ID, ApprovalRecord, StartRecord
 from common.files import locked, sync_folder, write_atomic
 from common.privacy.charge_book import Line
-from common.protocol import RefusalCode
 from common.signed import Record, Signed
 from common.study import Study
+from common.wire_names import RefusalCode
 
 
 class RunRecord(Record):
@@ -59,7 +59,8 @@ class Permit:
 def permit(home: SiteHome, study_text: str, signed_start: Signed, now: float) -> Permit:
     """The permit of a run, from what came with get-run: the study's canonical JSON and its signed start record.
 
-    The first message of a new run is written down durably as one of the approved runs before this returns. Cheap enough for each message.
+    The first message of a new run is written down durably as one of the approved runs before this returns, as the last thing: a run that
+    is refused is not used. Cheap enough for each message.
     Raises RefusedError with the code that may leave: STUDY_NOT_APPROVED, STUDY_INVALID, POLICY_REFUSED, PAUSED, NOT_READY, LEDGER_BEHIND;
     InputError, DataError, StorageError when the site's own files cannot be read (answer NOT_READY).
     """
@@ -72,11 +73,13 @@ def permit(home: SiteHome, study_text: str, signed_start: Signed, now: float) ->
             raise RefusedError(found[0][0], "; ".join(text for _, text in found))
         if home.paused.exists() or not is_open(config, now):
             raise RefusedError(RefusalCode.PAUSED, "paused" if home.paused.exists() else f"the schedule is {config.limits.schedule}")
-        run_id = offer.start.run_id
-        if run_id not in approvals.runs(offer.study.id):
+        run_id, begun = offer.start.run_id, approvals.runs(offer.study.id)
+        if run_id in begun:
+            refresh(home, config, offer.study.id, begun)
+        else:
             _check_new_run(home, approvals, approval, offer, now)
+            refresh(home, config, offer.study.id, (*begun, run_id))
             approvals.append(RunRecord(study_id=offer.study.id, run_id=run_id, created=now))
-        refresh(home, config, offer.study.id, approvals.runs(offer.study.id))
     return Permit(offer.study, offer.start, approval, home.study(offer.study.id))
 
 

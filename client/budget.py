@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from client.charging import check_epsilon, promised_event, usable_delta
+from client.charging import check_epsilon, usable_delta
 from client.ledger.book import Ledger
 from client.ledger.earmarks import left_of
 from client.ledger.fold import LedgerFold
@@ -104,7 +104,7 @@ def check_fits(
         _check_alone(plans, line, rules.epsilon_cap)
         return
     promises = [*others, *(one for one in own if one.count)]
-    whole = [charge.event_json for charge in protected] + [promised_event(one) for one in promises]
+    whole = [charge.event_json for charge in protected] + [one.event_json for one in promises]
     runs = {(charge.key.study_id, charge.key.run_id) for charge in history}
     check_epsilon(whole, usable_delta(delta, len(runs) + sum(one.new_runs for one in promises)), rules.epsilon_cap)
 

@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from client.ledger.book import Ledger
-from client.ledger.earmarks import Promise
 from client.site import Site
 from common.errors import RefusedError, StorageError
 from common.files import locked
@@ -45,8 +44,8 @@ from common.study import PatientPrivacy, Study
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-KEPT_REPLIES = 2
-"""As many as the server keeps checkpoints: it may go back by one round when its newest checkpoint is damaged."""
+KEPT_REPLIES = 3
+"""As many as the server keeps checkpoints: it goes back by a round for each of its newest ones that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def check_budget(
         )
     promised = [promise for promise in book.promises(key.account, key.line) if promise.earmark.study_id != key.study_id]
     if protected or also or promised or epsilon > cap:
-        whole = [event_to_json(event) for event in [*protected, *planned, *also]] + [promised_event(promise) for promise in promised]
+        whole = [event_to_json(event) for event in [*protected, *planned, *also]] + [promise.event_json for promise in promised]
         runs = _runs_of(book, key) + sum(promise.new_runs for promise in promised)
         check_epsilon(whole, usable_delta(book.delta(key.account), runs), cap)
 
@@ -223,13 +222,6 @@ def check_epsilon(whole: Sequence[str], delta: float, cap: float) -> float:
             f"earlier runs and this one together would spend ε={epsilon:.3f}, with what other studies were promised; allowed are {cap:g}",
         )
     return epsilon
-
-
-def promised_event(promise: Promise) -> str:
-    """All that a promise still allows, as one event."""
-    from dp_accounting import dp_event
-
-    return event_to_json(dp_event.SelfComposedDpEvent(event_from_json(promise.earmark.event_json), promise.count))
 
 
 @lru_cache(maxsize=256)

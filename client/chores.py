@@ -67,12 +67,14 @@ class Chores:
                 break
             except WardroundError as error:
                 problem = problem or error
+        if problem is None:
+            self._board.heard()
         self._note(problem)
 
     def _note(self, problem: WardroundError | None) -> None:
         text = None if problem is None else str(problem)
         if text is not None and text != self._problem:
-            self._board.fail(text)
+            self._board.fail(text, again=True)
             self._log.write("coordinator", {"problem": type(problem).__name__, "error": text})
         self._problem = text
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client.commands import checking, enrolment, exits, serving, studies
+from client.commands import backup, checking, enrolment, exits, serving, studies
 from common.command_line import run_app
 from common.errors import EXIT_CODE_HELP
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ledger_app = typer.Typer(help="The privacy ledger: what was spent, is it whole, and what to do after a restore.", no_args_is_help=True)
-for group in (enrolment, checking, serving, studies, exits):
+for group in (enrolment, checking, serving, studies, exits, backup):
     group.register(app)
 app.add_typer(ledger_app, name="ledger")
 
@@ -71,14 +71,11 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
 @ledger_app.command(epilog=f"Example: {NAME} ledger recover /srv/wardround")
 def recover(folder: FolderArgument, as_json: JsonOption = False) -> None:
-    """After a restore: charge again, at its planned value, each round that the receipts show and the ledger lacks."""
+    """After a restore: charge again, at its planned value, each round that left and the ledger lacks. Asks the coordinator first."""
     from client.commands import ledger
 
     facts = ledger.recover_site(folder)
-    text = f"{facts['charges']} charges were missing and are charged again ({facts['receipts']} receipts)" if facts["receipts"] else ""
-    if facts["patients_lost"]:
-        text += "; rows that brought patients are lost, so some of these charges count for every account"
-    _answer(facts, as_json, text or "nothing is missing")
+    _answer(facts, as_json, ledger.recovery_text(facts))
 
 
 @ledger_app.command("write-off", epilog=f'Example: {NAME} ledger write-off /srv/wardround 3fa9c1 --reason "cohort withdrawn"')

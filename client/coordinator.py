@@ -5,7 +5,7 @@
     POST /v1/wardround/renew      {"certificate_request": PEM}      -> EnrolAnswer
     GET  /v1/wardround/studies                                      -> {"studies": [{"study": text, "start": Signed}, …]}
     POST /v1/wardround/approvals  Signed[ApprovalRecord]            -> {…}
-    GET  /v1/wardround/receipts?after=N                             -> {"receipts": [{…}, …]}
+    GET  /v1/wardround/receipts?after=N                             -> {"receipts": [{…}, …], "ledger": receipt or null}
     GET  /v1/wardround/time                                         -> {"time": seconds since the epoch}
 
 Only the authority of the invitation is trusted, never the system's. Proxies are taken from the environment (`HTTPS_PROXY`, `NO_PROXY`).
@@ -33,6 +33,7 @@ from common.signed import Signed
 
 PREFIX: Final = "/v1/wardround"
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+MOST_RECEIPTS: Final = 10**17
 LATEST_TIME: Final = 1e11
 TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
 
@@ -113,6 +114,14 @@ class Coordinator:
     def receipts(self, after: int) -> list[dict[str, Any]]:
         """Receipts for egress lines, numbered above `after`, unchecked."""
         return self._list(self._call(self._known, "GET", f"receipts?after={int(after)}"), "receipts")
+
+    def ledger_receipt(self) -> str | None:
+        """The receipt for the newest head of this site's ledger that the coordinator has, unchecked; None if it never had one."""
+        answer = self._call(self._known, "GET", f"receipts?after={MOST_RECEIPTS}")
+        found = answer.get("ledger", 0)
+        if found is not None and not isinstance(found, str):
+            raise ProtocolError(f"{self.url}: the answer to receipts has no receipt for the ledger; upgrade the coordinator")
+        return found
 
     def time(self) -> float:
         """The coordinator's clock, seconds since the epoch."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Final, TextIO
 
@@ -30,8 +31,9 @@ from client.site_log import log_failure
 from client.site_worker import SITE_APP, SiteWorker
 from client.status import Stage, StatusBoard, only_daemon
 from common.crypto.site_keys import SiteKeys
-from common.errors import CoordinatorUnreachable, WardroundError
+from common.errors import CoordinatorUnreachable, InputError, WardroundError
 from common.flower_compat.fleet import FleetConnection, NotWelcome, Unreachable
+from common.listen import parse_listen
 from common.protocol import RefusalCode
 from common.stopping import stopped_by_signal
 
@@ -48,7 +50,7 @@ def serve(home: SiteHome, terminal: TextIO | None = None, app: str = SITE_APP) -
     Raises InputError when another daemon runs here; StorageError when the folder cannot be written.
     """
     with only_daemon(home):
-        log = DaemonLog(home.logs, terminal)
+        log = DaemonLog(home.logs, terminal, home.read_invitation().site)
         try:
             Daemon(home, log, app).run()
         finally:
@@ -73,17 +75,43 @@ class Daemon:
             self._log.write("started", {"site": self._home.read_invitation().site, "version": self._board.state.version})
             if self._board.leftover is not None:
                 self._log.write("the daemon before this one ended without stopping")
-            if self._approved():
-                self._take_part()
+            with self._metrics_served():
+                if self._approved():
+                    self._take_part()
         self._board.reach(Stage.STOPPED)
         self._log.write("stopped")
+
+    @contextmanager
+    def _metrics_served(self) -> Iterator[None]:
+        """`/metrics` while the block runs, where site.yaml wants it; nothing that goes wrong with it stops anything."""
+        try:
+            listen = parse_listen(SiteConfig.read(self._home.config).metrics)
+        except InputError as error:
+            self._log.write("metrics", {"error": f"not served: {error}"})
+            listen = None
+        if listen is None:
+            yield
+            return
+        from client.metrics import SiteMetrics
+        from common.metrics_page import MetricsServer
+
+        metrics = SiteMetrics(self._home, lambda: self._board.heard_at)
+        server = MetricsServer(metrics.page(), listen, lambda text: self._log.write("metrics", {"said": text}))
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+            metrics.budget.stop()
 
     def _approved(self) -> bool:
         """Wait until there is a certificate; False when the daemon is stopped before."""
         with Coordinator(self._home) as coordinator:
             while not self._stopping.is_set():
                 try:
-                    if fetch_certificate(self._home, coordinator, time.time()):
+                    is_there = fetch_certificate(self._home, coordinator, time.time())
+                    self._board.heard()
+                    if is_there:
                         return True
                     self._reach(Stage.WAITING)
                     wait = APPROVAL_POLL_SECONDS

@@ -24,19 +24,20 @@ LOG_FILE = "daemon.log"
 
 
 class DaemonLog:
-    """Writes events. A log that cannot be written (full disk) never stops the daemon."""
+    """Writes events, each with the name of the `site`. A log that cannot be written (full disk) never stops the daemon."""
 
-    def __init__(self, folder: Path, terminal: TextIO | None = None) -> None:
+    def __init__(self, folder: Path, terminal: TextIO | None = None, site: str | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / LOG_FILE
         self._terminal = terminal
+        self._always = {} if site is None else {"site": site}
         self._logger = logging.Logger("wardround.daemon")
         self._handler = _PrivateFile(self.path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
         self._logger.addHandler(self._handler)
 
     def write(self, event: str, facts: Mapping[str, object] | None = None) -> None:
         """One event with its facts."""
-        line = {"time": round(time.time(), 3), "event": event, **(facts or {})}
+        line = {"time": round(time.time(), 3), "event": event, **self._always, **(facts or {})}
         self._logger.info("%s", json.dumps(line, ensure_ascii=True, default=str))
         if self._terminal is not None:
             said = " ".join(f"{name}={_plain(value)}" for name, value in (facts or {}).items())

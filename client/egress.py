@@ -32,7 +32,8 @@ from common.crypto.secrets import Secret
 from common.errors import WardroundError
 from common.federation import EgressStatement
 from common.privacy.charge_book import Line
-from common.protocol import COUNTS, FACTS, RIDING_FACTS, Refusal, RefusalCode, is_refusal, payload_sha256, with_egress
+from common.protocol import COUNTS, FACTS, Refusal, RefusalCode
+from common.riders import RIDING_FACTS, is_refusal, payload_sha256, with_egress
 from common.signed import Signed
 
 __all__ = ["Incoming", "Taken", "last_receipt_id", "open_chain", "release", "take_receipts"]

@@ -217,7 +217,7 @@ def _check_ledger(home: SiteHome, found: Findings) -> None:
     if newest is not None and fold.lacks([newest]):
         found.problems.append(
             f"{home.ledger}: does not have row {newest[0]} that was its head when a reply left: it was restored from an old copy. Run "
-            "`wardround-client ledger recover` once the coordinator's receipt has come"
+            "`wardround-client ledger recover`"
         )
 
 

@@ -28,7 +28,8 @@ from client.ledger.heads import HEAD_PURPOSE
 from common.crypto.signatures import is_signed
 from common.errors import ProtocolError
 from common.federation import DIGEST, NO_MESSAGE, NO_RUN, RUN_ID
-from common.protocol import COUNTS, FACTS, HEAD_FACT, MAX_HEAD_CHARACTERS, MODEL, Instruction, Shapes, read_reply, shapes_of
+from common.protocol import COUNTS, FACTS, MODEL, Instruction, Shapes, read_reply, shapes_of
+from common.riders import HEAD_FACT, MAX_HEAD_CHARACTERS
 from common.study import Study
 
 METRICS: Final = "metrics"

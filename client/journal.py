@@ -13,8 +13,12 @@ from common.events import cut_torn_line
 
 
 class RoundEntry(BaseModel):
-    """One round of training. `epsilon` is an upper bound (RDP) of what is spent after it, None without privacy. `time` is its end, in
-    seconds since the epoch; 0 in lines of before it was written down."""
+    """One round of training.
+
+    `epsilon` is an upper bound of what this run has spent after it, never above what the whole run costs (`client.spending_curve`);
+    None without privacy. What an account has spent in all studies is the ledger's business: `wardround-client budget`. `time` is the
+    round's end, in seconds since the epoch; 0 in lines of before it was written down.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

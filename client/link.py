@@ -133,6 +133,7 @@ class Link:
                 self._failed(error, Stage.BLOCKED)
                 self._pause(self._timing.not_welcome, until, finish, error)
             else:
+                self._board.heard()
                 if self._in_trouble:
                     self._in_trouble = False
                     self._log.write("connected again")
@@ -184,9 +185,9 @@ class Link:
             connection.close()
 
     def _failed(self, error: WardroundError, stage: Stage) -> None:
-        self._in_trouble = True
+        is_first, self._in_trouble = not self._in_trouble, True
         text = self._explain(error)
-        if self._board.fail(text, None if self._board.state.stage is Stage.WORKING else stage):
+        if self._board.fail(text, None if self._board.state.stage is Stage.WORKING else stage, again=is_first):
             self._log.write(stage.value, {"error": text})
 
     def _pause(self, seconds: float, until: float, finish: bool, error: WardroundError) -> None:

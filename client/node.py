@@ -118,14 +118,16 @@ class Node:
         started = time.monotonic()
         try:
             answer = self._desk.answer(pulled, MessageCalls(self._link, pulled))
+            answered = time.monotonic()
             answer = self._released(answer, pulled)
-            self._send(answer, pulled, time.monotonic() - started)
+            released = time.monotonic()
+            self._send(answer, pulled, released - started)
         except (RunOver, GaveUp, Stopped, Interrupted, ProtocolError) as reason:
             self._board.finish(answered=False)
             self._log.write("message dropped", {**facts, "reason": str(reason)})
             return
         self._board.finish(answered=True)
-        self._log.write("message answered", {**facts, **_facts(answer), "seconds": round(time.monotonic() - started, 3)})
+        self._log.write("message answered", {**facts, **_facts(answer), **_seconds(started, answered, released, time.monotonic())})
 
     def _released(self, answer: Answer, pulled: Pulled) -> Answer:
         """What may leave. While the egress log cannot be written nothing leaves; raises GaveUp when the message has expired by then."""
@@ -163,6 +165,12 @@ class Node:
         except WardroundError as reason:
             self._log.write("message dropped", {"reason": str(reason)})
         self._board.finish(answered=False)
+
+
+def _seconds(started: float, answered: float, released: float, sent: float) -> dict[str, object]:
+    """How long a message took, and each part of it: to answer it, to write its line and check what leaves, to send it."""
+    parts = {"answer_seconds": answered - started, "release_seconds": released - answered, "send_seconds": sent - released}
+    return {name: round(seconds, 3) for name, seconds in {"seconds": sent - started, **parts}.items()}
 
 
 def _facts(answer: Answer) -> dict[str, object]:

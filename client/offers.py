@@ -20,9 +20,9 @@ from common.enrolment import Invitation
 from common.errors import InputError, ProtocolError, RefusedError, StorageError
 from common.federation import StartRecord
 from common.files import write_atomic
-from common.protocol import MAX_STUDY_CHARACTERS, RefusalCode
 from common.signed import Signed
 from common.study import Study
+from common.wire_names import MAX_STUDY_CHARACTERS, RefusalCode
 
 MOST_OFFERS: Final = 1000
 _START_OF_ID = re.compile(r"[0-9a-f]{1,64}")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from client.site_config import SiteConfig
-from common.protocol import RefusalCode
 from common.study import PatientPrivacy, Study
+from common.wire_names import RefusalCode
 
 Problem = tuple[RefusalCode, str]
 """What leaves the site, and the sentence for hospital IT."""

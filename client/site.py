@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from flwr.app import Context
 from pydantic import BaseModel, ConfigDict, Field
 
 from client.ledger.book import Ledger
 from client.ledger.receipts import ReceiptFile
+from client.ledger.site_witness import SiteWitness
 from client.site_home import CONFIG_FILE
 from common.crypto.secrets import Secret
 from common.data.cohort import Cohort, Dataset, Split
@@ -29,6 +30,9 @@ from common.errors import DataError, InputError
 from common.files import write_atomic
 from common.privacy.charge_book import Line
 from common.study import SHA256
+
+if TYPE_CHECKING:
+    from flwr.app import Context
 
 SITE_TABLE_VARIABLE = "WARDROUND_SITE_TABLE"
 SITE_FILE = "site.json"
@@ -178,10 +182,11 @@ def open_ledger(folder: Path) -> Ledger:
     """The ledger of the site that `folder` belongs to. Raises DataError, StorageError when settings or key cannot be read."""
     home = home_of(folder)
     secret = Secret.read(key_path(home))
-    return Ledger(ledger_path(home), secret, ReceiptFile(receipts_path(home), secret, _coordinator_keys(home)))
+    receipts = ReceiptFile(receipts_path(home), secret, coordinator_keys(home))
+    return Ledger(ledger_path(home), secret, receipts, SiteWitness(home, secret))
 
 
-def _coordinator_keys(home: Path) -> frozenset[str]:
+def coordinator_keys(home: Path) -> frozenset[str]:
     """The keys of receipts that any study of the site was approved with: one coordinator has one, until it changes it."""
     found = (
         SiteFile.read(path.parent).coordinator_key for path in (home / SITE_FILE, *home.glob(f"studies/*/{SITE_FILE}")) if path.exists()
@@ -201,6 +206,11 @@ def ledger_settings(folder: Path) -> tuple[str, float | None]:
         return config.name, config.limits.epsilon_per_account
     settings = SiteFile.read(folder)
     return settings.name, settings.epsilon_cap
+
+
+def figures_path(home: Path) -> Path:
+    """Exact ε that was shown before (`client.figures`)."""
+    return home / "figures.json"
 
 
 def journal_path(home: Path) -> Path:
@@ -227,7 +237,7 @@ def write_site(folder: Path, facts: SiteFile, cohort: Cohort) -> None:
     write_atomic(folder / SITE_FILE, facts.model_dump_json(indent=1))
 
 
-SiteSource = Callable[[Context], Path]
+SiteSource: TypeAlias = "Callable[[Context], Path]"
 
 
 def site_from_context(context: Context) -> Path:

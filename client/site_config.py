@@ -18,11 +18,12 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from common.errors import InputError
-from common.protocol import SITE_NAME
+from common.listen import checked_listen
 from common.study import SHA256, SLUG, Part
 from common.study_fields import StudyField, fields_of
 from common.study_file import problem_lines, validated
 from common.study_yaml import Document, Problem, read_yaml
+from common.wire_names import SITE_NAME
 
 MAX_CONFIG_BYTES = 1_000_000
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
@@ -113,6 +114,7 @@ class SiteConfig(Part):
     limits: Limits = Field(default_factory=Limits, description="How much this site gives.")
     allow: Allowed = Field(default_factory=Allowed, description="Which studies this site takes.")
     metrics_may_leave: tuple[Literal["histogram"], ...] = Field(("histogram",), description="Metrics that may leave.")
+    metrics: str = Field("127.0.0.1:9465", description="Where the daemon serves its own figures for monitoring, or off.")
 
     @field_validator("name")
     @classmethod
@@ -134,6 +136,11 @@ class SiteConfig(Part):
         if not _DEVICE.fullmatch(device):
             raise ValueError(f'must be auto, cpu, mps, cuda or cuda:N; is "{device[:40]}"; auto takes a card if there is one')
         return device
+
+    @field_validator("metrics")
+    @classmethod
+    def _is_an_address(cls, text: str) -> str:
+        return checked_listen(text)
 
     @field_validator("cohorts")
     @classmethod

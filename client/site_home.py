@@ -6,6 +6,7 @@ site.key node.pem tls.pem       the site's secret, its Flower node key, its TLS 
 invitation.json ca.crt          what the coordinator sent by hand
 tls.crt enrolment.json          the site's certificate; the request that was sent, and whether the twelve words were compared
 ledger.sqlite receipts.jsonl outbox/ rounds.jsonl site.log round.lock     one for the whole site
+figures.json                    exact ε that was shown before, so that it is not worked out again
 studies/<study id>/             offer.json, and once it is approved site.json, rows.npy, split.npy: what the worker opens
 approvals.jsonl                 signed approvals and rejections
 egress.jsonl egress-receipts.jsonl

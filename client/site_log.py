@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.site import log_path
-from common.protocol import RefusalCode
+from common.wire_names import RefusalCode
 
 ROOM_BYTES = 1 << 16
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

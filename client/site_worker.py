@@ -42,7 +42,7 @@ class SiteWorker:
     def send(self, message: Message, folder: Path, node_id: int) -> None:
         """Hand it a message for the study in `folder`; a process that died while it was idle is started anew. Raises WorkerLost."""
         context = Context(message.metadata.run_id, node_id, {SITE_FOLDER_KEY: str(folder)}, RecordDict(), {})
-        parts = codec.context_to_bytes(context), codec.message_to_bytes(message)
+        parts = codec.context_to_bytes(context), codec.message_to_parts(message)
         try:
             self._worker.send(*parts)
         except WorkerLost:
@@ -50,8 +50,8 @@ class SiteWorker:
 
     def receive(self) -> RecordDict | None:
         """What the app answers; None if it raised. Raises WorkerLost as soon as the process dies."""
-        _, reply_bytes = self._worker.receive()
-        reply = codec.message_from_bytes(reply_bytes)
+        _, parts = self._worker.receive()
+        reply = codec.message_from_parts(parts)
         return reply.content if reply.has_content() else None
 
     def kill(self) -> None:

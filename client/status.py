@@ -83,6 +83,8 @@ class StatusBoard:
         self._home = home
         self._clock = clock
         self._lock = threading.Lock()
+        self.heard_at = clock()
+        """When the coordinator last answered, in seconds since the epoch; before it did, when this began. Not in the file."""
         earlier = _earlier(home)
         self.leftover = earlier if earlier is not None and earlier.has_crashed else None
         self._state = DaemonState(
@@ -102,6 +104,10 @@ class StatusBoard:
     def state(self) -> DaemonState:
         """As it is now."""
         return self._state
+
+    def heard(self) -> None:
+        """Say that the coordinator has answered a call."""
+        self.heard_at = self._clock()
 
     def reach(self, stage: Stage) -> None:
         """Say that a stage is reached; the same one again changes nothing."""
@@ -125,9 +131,9 @@ class StatusBoard:
         """The message in hand is answered, or dropped."""
         self._change(in_hand=None, stage=Stage.IDLE, since=self._clock(), rounds_answered=self._state.rounds_answered + answered)
 
-    def fail(self, text: str, stage: Stage | None = None) -> bool:
-        """Note a problem; returns whether it is another one than before."""
-        is_new = text != self._state.last_error or (stage is not None and stage is not self._state.stage)
+    def fail(self, text: str, stage: Stage | None = None, *, again: bool = False) -> bool:
+        """Note a problem; returns whether it is another one than before, or the same `again` after it had gone away."""
+        is_new = again or text != self._state.last_error or (stage is not None and stage is not self._state.stage)
         if is_new:
             staged = {} if stage is None or stage is self._state.stage else {"stage": stage, "since": self._clock()}
             self._change(last_error=text[:2000], last_error_at=self._clock(), **staged)

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
-from client.approving import Proposal
+from typing import TYPE_CHECKING
+
 from common.privacy.charge_book import Line
 from common.study import PatientPrivacy, Study
+
+if TYPE_CHECKING:
+    from client.approving import Proposal
 
 
 def in_words(proposal: Proposal) -> str:

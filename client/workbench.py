@@ -26,15 +26,16 @@ from client.rows import FeatureRows, ImageRows, RowSource
 from client.scores import SiteScores, by_patient
 from client.site import Site, SiteFile, evaluation_path, journal_path, open_ledger
 from client.site_log import log_failure
+from client.spending_curve import epsilon_after
 from client.trainer import LocalResult, Trainer, TrainingData
 from common.data.cohort import Split
 from common.data.features import open_features
 from common.errors import ProtocolError, RefusedError, WardroundError
 from common.models.registry import build_model, load_state
-from common.privacy.accountant import epsilon_rdp, poisson_gaussian
 from common.privacy.calibration import PrivacyPlan, plan_privacy
 from common.privacy.charges import Outbox
-from common.protocol import CountArray, Evaluated, Instruction, RefusalCode, Update, receipt_of, with_head
+from common.protocol import CountArray, Evaluated, Instruction, RefusalCode, Update
+from common.riders import receipt_of, with_head
 from common.study import PatientPrivacy, Study
 
 if TYPE_CHECKING:
@@ -244,11 +245,8 @@ class StudyBench:
         )
 
     def _epsilon_bound(self, rounds: int) -> float | None:
-        """Upper bound (RDP) of ε after so many rounds of this study."""
-        if self._plan is None:
-            return None
-        steps = rounds * self.study.training.local_steps
-        return epsilon_rdp([poisson_gaussian(self._plan.sampling_rate, self._plan.accounted_noise_multiplier, steps)], self._plan.delta)
+        """Upper bound of ε after so many rounds of one run of this study; None without privacy."""
+        return None if self._plan is None else epsilon_after(self._plan, rounds * self.study.training.local_steps)
 
 
 def read_study(text: str) -> Study:

@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.protocol import SITE_NAME
 from common.signed import Record
+from common.wire_names import SITE_NAME
 
 DIGEST = "^[0-9a-f]{64}$"
 RUN_ID = "^[0-9a-f]{32}$"

@@ -9,6 +9,9 @@ A value v becomes round(v · 2^32). With |v| below 2^20 and at most 1,024 terms 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import sqrt
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,20 +22,46 @@ SCALE = float(1 << 32)
 VALUE_LIMIT = float(1 << 20)
 MAX_TERMS = 1 << 10
 WEIGHT_UNITS = 1 << 20
+CHUNK_VALUES = 1 << 15
+"""Values that are encoded at once: what is computed on the way stays in the processor's cache, whatever the size of a tensor."""
 
 
 def encode(values: FloatArray, weight: float = 1.0) -> npt.NDArray[np.int64]:
     """Fixed-point form of `weight · values`, same shape. Raises ProtocolError when a value is outside the range."""
-    scaled = values.astype(np.float64) * weight
-    largest = float(np.abs(scaled).max(initial=0.0))
-    if not largest < VALUE_LIMIT:
+    check_range(values, weight)
+    return _encoded(values, weight)
+
+
+def check_range(values: FloatArray, weight: float = 1.0) -> None:
+    """Raise ProtocolError when a value of `weight · values` is outside the range, or not a number."""
+    lowest, highest = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    largest = max(abs(lowest), abs(highest)) * weight
+    if not (largest < VALUE_LIMIT and lowest <= highest):  # NaN compares false with everything
         raise ProtocolError(f"an update holds a value of {largest:.3g}; the range of the exact sum ends at {VALUE_LIMIT:.0f}")
-    return np.rint(scaled * SCALE).astype(np.int64)
 
 
 def decode(total: npt.NDArray[np.int64], divisor: float) -> FloatArray:
     """The float32 value of `total / divisor`."""
     return (total / SCALE / divisor).astype(np.float32)
+
+
+def l2_norm(arrays: Arrays) -> float:
+    """Joint L2 norm of all tensors, in float64: float32 values of any size cannot overflow it."""
+    squares = 0.0
+    for array in arrays.values():
+        flat = array.reshape(-1)
+        for part in _chunks(flat.size):
+            exact = flat[part].astype(np.float64)
+            squares += float(np.dot(exact, exact))
+    return sqrt(squares)
+
+
+def _encoded(values: FloatArray, weight: float) -> npt.NDArray[np.int64]:
+    return np.rint(values.astype(np.float64) * weight * SCALE).astype(np.int64)
+
+
+def _chunks(size: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK_VALUES) for start in range(0, size, CHUNK_VALUES))
 
 
 class FixedPointSum:
@@ -49,9 +78,13 @@ class FixedPointSum:
             raise ValueError(f"weight of {weight_units} units is not in 1…{WEIGHT_UNITS}; divide public weights by the largest")
         if self.terms >= MAX_TERMS:
             raise ProtocolError(f"more than {MAX_TERMS} updates in one sum; the range of 64 bits is not safe beyond")
-        encoded = {name: encode(arrays[name], weight_units / WEIGHT_UNITS) for name in self._totals}
-        for name, value in encoded.items():
-            self._totals[name] += value
+        weight = weight_units / WEIGHT_UNITS
+        for name in self._totals:
+            check_range(arrays[name], weight)
+        for name, total in self._totals.items():
+            sums, values = total.reshape(-1), arrays[name].reshape(-1)
+            for part in _chunks(values.size):
+                sums[part] += _encoded(values[part], weight)
         self._weight_units += weight_units
         self.terms += 1
 
@@ -60,4 +93,13 @@ class FixedPointSum:
         if self.terms == 0:
             raise ValueError("the mean of no update does not exist")
         divisor = self._weight_units / WEIGHT_UNITS
-        return {name: decode(total, divisor) for name, total in self._totals.items()}
+        return {name: _decoded(total, divisor) for name, total in self._totals.items()}
+
+
+def _decoded(total: npt.NDArray[np.int64], divisor: float) -> FloatArray:
+    """`decode` piece by piece."""
+    values = np.empty(total.shape, np.float32)
+    sums, flat = total.reshape(-1), values.reshape(-1)
+    for part in _chunks(sums.size):
+        flat[part] = decode(sums[part], divisor)
+    return values

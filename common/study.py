@@ -161,6 +161,11 @@ class Federation(Part):
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Moving average of the global model over rounds; 0 takes the last one.")
     min_sites: int = Field(2, ge=1, description="Fewest updates with which a round counts.")
     round_timeout_seconds: float = Field(3600.0, gt=0, description="How long a round waits for its sites.")
+    update_norm_limit: float = Field(
+        1e4,
+        gt=0,
+        description="Largest L2 norm of a site's update, over all tensors. A larger one is left out, and counts against the site.",
+    )
     weights: Literal["equal"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(
         "equal", description="`equal`, or a public weight for each site by name. Never a patient count."
     )

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import InputError
 from common.events import EventLog
 from common.federation import SIGNATURE_KEY, STUDY_KEY
+from common.json_log import tell_events
 from common.protocol import Arrays
 from common.study import Study
 from server.checkpoints import Checkpoints
@@ -30,6 +31,7 @@ from server.initial import initial_model
 from server.receipts import Receipts
 from server.rounds import RoundLoop
 from server.run_file import RUN_FILE, RunFile
+from server.run_story import its_end_told
 from server.runs import RunStore
 from server.statements import Statements
 
@@ -48,6 +50,7 @@ class Surroundings:
     initial_model: Callable[[Study], Arrays] = initial_model
     pick: Pick = every_node
     statements: Statements | None = None
+    roster: Callable[[], Mapping[str, str]] = dict
 
 
 def home_from_environment() -> Path:
@@ -76,7 +79,7 @@ def create_app(home: Callable[[], Path]) -> ServerApp:
 def run_study(grid: Grid, study: Study, home: Path) -> None:
     """Run or continue a study over `grid` from what is in `home`."""
     run = RunFile.model_validate_json((home / RUN_FILE).read_text(encoding="utf-8"))
-    _run(grid, study, run, Surroundings(home, home, len(run.sites)))
+    _run(grid, study, run, Surroundings(home, home, len(run.sites), roster=lambda: dict.fromkeys(run.sites, "")))
 
 
 def run_signed(grid: Grid, study_text: str, signature: str, flower_run_id: int) -> None:
@@ -95,12 +98,13 @@ def run_signed(grid: Grid, study_text: str, signature: str, flower_run_id: int) 
             lambda study: signed_initial(home, study, offer.record),
             cohort.pick,
             cohort.statements(run.signing_keys or {}),
+            cohort.roster,
         )
         _run(grid, Study.from_canonical_json(study_text), run, surroundings)
 
 
 def _run(grid: Grid, study: Study, run: RunFile, around: Surroundings) -> None:
-    with closing(EventLog(around.folder / "events.jsonl")) as events:
+    with closing(EventLog(around.folder / "events.jsonl", (tell_events(run.run_id),))) as events:
         loop = RoundLoop(
             grid=grid,
             study=study,
@@ -113,8 +117,10 @@ def _run(grid: Grid, study: Study, run: RunFile, around: Surroundings) -> None:
             min_sites=run.min_sites,
             pick=around.pick,
             statements=around.statements,
+            roster=around.roster,
         )
-        loop.run(lambda: around.initial_model(study))
+        with its_end_told(events):
+            loop.run(lambda: around.initial_model(study))
 
 
 app = create_app(home_from_environment)

@@ -21,8 +21,6 @@ from server.home import ServerHome
 from server.sites import APPROVED, REQUESTED, RegisteredSite, SiteRegistry
 from server.state import State
 
-MIN_PASSPHRASE_BYTES = 12
-
 
 def registry(home: ServerHome) -> SiteRegistry:
     """The sites of this coordinator."""
@@ -35,19 +33,6 @@ def load_authority(home: ServerHome, passphrase: bytes, key_file: Path | None = 
     if not path.exists():
         raise InputError(f"{path}: no key of the authority here; if it is kept elsewhere, give --ca-key FILE")
     return Authority.load(_read(home.ca_certificate), read_private(path), passphrase)
-
-
-def passphrase_in(path: Path) -> bytes:
-    """The first line of a file that only its owner can read."""
-    lines = read_private(path, "passphrase").splitlines()
-    return checked_passphrase(lines[0] if lines else b"", str(path))
-
-
-def checked_passphrase(passphrase: bytes, where: str = "passphrase") -> bytes:
-    """Raises InputError for one that is too short to protect a key."""
-    if len(passphrase) < MIN_PASSPHRASE_BYTES:
-        raise InputError(f"{where}: a passphrase has at least {MIN_PASSPHRASE_BYTES} characters, this one has {len(passphrase)}")
-    return passphrase
 
 
 def study_key(home: ServerHome) -> str:

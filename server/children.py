@@ -15,6 +15,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
 
+from common.json_log import as_json_line
 from server import leashed
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -127,20 +128,31 @@ class Child:
         if self._process is None and time.monotonic() >= self._start_at:
             self._start()
 
+    def restart(self, seconds: float, why: str) -> None:
+        """Stop it as `stop` does; the next `watch` starts it again."""
+        self._log.info("%s: stopped, to be started again: %s", self.spec.name, why)
+        self._end(seconds)
+        self._start_at, self._since = 0.0, None
+        self._restarts += 1
+
     def stop(self, seconds: float) -> None:
         """Tell it to stop, wait so long, kill it."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self._log.warning("%s: did not stop in %.0f s, killed", self.spec.name, seconds)
-                process.kill()
-                process.wait()
+        self._end(seconds)
         if self._reader is not None:
             self._reader.join(1.0)
         self._output.close()
+
+    def _end(self, seconds: float) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._log.warning("%s: did not stop in %.0f s, killed", self.spec.name, seconds)
+            process.kill()
+            process.wait()
 
     def _start(self) -> None:
         process = self._group.start(self.spec)
@@ -161,7 +173,7 @@ class Child:
     def _copy_output(self, output: IO[bytes]) -> None:
         with output:
             for line in output:
-                text = line.decode("utf-8", "replace").rstrip("\n")
+                text = as_json_line(line.decode("utf-8", "replace").rstrip("\n"), time.time(), child=self.spec.name)
                 self._output.handle(logging.LogRecord(self.spec.name, logging.INFO, "", 0, text, None, None))
 
 

@@ -27,7 +27,7 @@ from common.study import Study
 from server.exchange import Node
 from server.home import ServerHome
 from server.initial import initial_model, kept_initial
-from server.offers import Offer, approved_sites, find_offer
+from server.offers import Offer, approvals, approved_sites, find_offer
 from server.run_file import RUN_FILE, RunFile
 from server.run_registry import RunRegistry
 from server.sites import APPROVED, SiteRegistry
@@ -50,6 +50,17 @@ class Cohort:
         approved = approved_sites(self._state, offer) if offer else []
         members = {site.name for site in SiteRegistry(self._state).all() if site.status == APPROVED}
         return [name for name in approved if name in members]
+
+    def roster(self) -> dict[str, str]:
+        """The sites that have approved the run, each with the reason why it may not take part any more, "" if it may."""
+        said = approvals(self._state, self._offer.record.study_id)
+        members = {site.name: site.status for site in SiteRegistry(self._state).all()}
+        ready = set(self.ready)
+        return {
+            name: "" if name in ready else _why_not(members.get(name))
+            for name in self._offer.record.sites
+            if name in said and said[name].record.decision == "approved"
+        }
 
     def pick(self, online: Iterable[NodeInfo]) -> list[Node]:
         """The nodes of the sites that are ready."""
@@ -94,6 +105,10 @@ def signed_initial(home: ServerHome, study: Study, record: StartRecord) -> Array
             f"run {record.run_id[:8]}: the initial weights are not those that were signed (was torch upgraded?); start the study again"
         )
     return model
+
+
+def _why_not(status: str | None) -> str:
+    return "it may not take part: revoked" if status != APPROVED else "it may not take part: its approval does not cover this run any more"
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from flwr.app import RecordDict
 from common.crypto.signatures import Signer
 from common.errors import ProtocolError
 from common.federation import NO_MESSAGE, NO_RUN, EgressReceipt, EgressStatement
-from common.protocol import egress_of, is_refusal, payload_sha256
+from common.riders import egress_of, is_refusal, payload_sha256
 from common.signed import Signed
 from server.home import ServerHome
+from server.receipts import newest_receipt
 from server.state import State
 
 MOST_AT_ONCE: Final = 1000
@@ -117,7 +118,8 @@ def issue(state: State, signer: Signer, site: str, signed: Signed, statement: Eg
 def receipts(home: ServerHome, site: Named, after: int) -> dict[str, Any]:
     """The answer to `GET /v1/wardround/receipts?after=N`: this site's statements and receipts numbered above `after`, oldest first.
 
-    `{"receipts": [{"id": N, "statement": Signed, "receipt": Signed}, …]}`, at most `MOST_AT_ONCE`. Raises StorageError.
+    `{"receipts": [{"id": N, "statement": Signed, "receipt": Signed}, …], "ledger": text}`, at most `MOST_AT_ONCE` of the first; `ledger`
+    is the receipt for the newest head of the site's ledger, null before the first. Raises StorageError.
     """
     with State(home.state).reading() as database:
         rows = database.execute(
@@ -125,5 +127,6 @@ def receipts(home: ServerHome, site: Named, after: int) -> dict[str, Any]:
             (site.name, max(after, 0), MOST_AT_ONCE),
         ).fetchall()
     return {
-        "receipts": [{"id": row["id"], "statement": json.loads(row["statement"]), "receipt": json.loads(row["receipt"])} for row in rows]
+        "ledger": newest_receipt(home.folder, site.name),
+        "receipts": [{"id": row["id"], "statement": json.loads(row["statement"]), "receipt": json.loads(row["receipt"])} for row in rows],
     }

@@ -1,52 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One instruction to every site of the run, and their replies as they come in, each checked before anybody sees it.
+"""One instruction to every site of the run, and their replies as they come in, each checked (`server.replies`) before anybody sees it.
 
 A reply that does not fit, an error and silence all become refusals, so the round loop only ever meets valid updates or a code.
+
+A site that loses its connection for longer than Flower's patience (60 s) also loses the message that it works on. It is asked again
+as soon as it is back: it then sends what it has stored, or trains under the reservation that it has. Who is not back within half a minute
+is given up for this round, sooner if it may not come back. How long a site works makes no difference: its heartbeats go on meanwhile.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from common.errors import FederationError, ProtocolError
+from common.errors import FederationError
 from common.flower_compat.grids import NodeInfo
-from common.protocol import Instruction, Refusal, RefusalCode, Reply, read_reply, shapes_of
-from server.egress_receipts import Expected
+from common.protocol import Instruction
 from server.receipts import Receipts
-from server.statements import Statements, Witnessed
+from server.replies import Answer, Asked, Node, has_no_heartbeat
+from server.statements import Statements
+
+__all__ = ["Answer", "Node", "Pick", "Watch", "every_node", "exchange", "wait_for_nodes"]
 
 POLL_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Node:
-    """A site's connection as Flower knows it. On Ray nodes have no names; there a site's own word has to do."""
-
-    node_id: int
-    site: str
-    named: bool = True
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A site's checked reply and how long it took. `reason` says why a reply was dropped, for the server's own log.
-
-    `bytes_down` and `bytes_up` count the tensors of the message and of the reply, `witnessed` is what the site signed about the latter.
-    """
-
-    site: str
-    reply: Reply
-    seconds: float
-    reason: str = ""
-    bytes_down: int = 0
-    bytes_up: int = 0
-    witnessed: Witnessed | None = field(default=None, repr=False)
-
+LOOK_SECONDS = 1.0
+AWAY_SECONDS = 30.0
+"""How long a round waits for a site without heartbeat to come back; Flower has then waited for a minute already."""
+MOST_ASKS = 5
+"""A site whose connection comes and goes is asked so many times in a round."""
 
 Pick = Callable[[Iterable[NodeInfo]], list[Node]]
 """Which of the nodes that are online take part, and as which site."""
@@ -57,12 +42,32 @@ def every_node(online: Iterable[NodeInfo]) -> list[Node]:
     return [Node(info.node_id, info.name or f"node-{info.node_id}", bool(info.name)) for info in online]
 
 
-def wait_for_nodes(grid: Grid, expected: int, minimum: int, timeout_seconds: float, pick: Pick = every_node) -> list[Node]:
-    """All nodes once `expected` are online, or those that are there at the end of the time. Raises FederationError below `minimum`."""
-    deadline = time.monotonic() + timeout_seconds
+@dataclass(frozen=True)
+class Watch:
+    """How an exchange looks after sites that are away: who takes part, who may come back, and who hears of it.
+
+    `away` and `asked_again` hear of a site that has no heartbeat, and of one that got its message once more.
+    """
+
+    pick: Pick = every_node
+    may_return: Callable[[str], bool] = lambda _: True
+    away: Callable[[str], None] = lambda _: None
+    asked_again: Callable[[str], None] = lambda _: None
+
+
+def wait_for_nodes(
+    grid: Grid, expected: int, minimum: int, timeout_seconds: float, pick: Pick = every_node, patience_seconds: float | None = None
+) -> list[Node]:
+    """All nodes once `expected` are online, or those that are there at the end of the time. Raises FederationError below `minimum`.
+
+    With `patience_seconds`, `minimum` nodes are enough after so long.
+    """
+    started = time.monotonic()
     while True:
         nodes = sorted(pick(grid.get_nodes()), key=lambda node: node.site)
-        if len(nodes) >= expected or time.monotonic() >= deadline:
+        waited_seconds = time.monotonic() - started
+        enough = minimum if patience_seconds is not None and waited_seconds >= patience_seconds else expected
+        if len(nodes) >= enough or waited_seconds >= timeout_seconds:
             break
         time.sleep(POLL_SECONDS)
     if len(nodes) < minimum:
@@ -80,6 +85,7 @@ def exchange(
     counts_shape: tuple[int, ...] | None = None,
     receipts: Receipts | None = None,
     statements: Statements | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Answer]:
     """Send the instruction to all nodes and yield exactly one answer for each, in the order of arrival.
 
@@ -87,100 +93,111 @@ def exchange(
     ledger, and notes the ledger's new head from each good reply. With `statements` a reply counts only with the site's own signature.
     One reply is in memory at a time, if whoever reads the answers lets go of each before the next.
     """
-    started = time.monotonic()
-    pending = _send(grid, nodes, instruction, timeout_seconds, receipts)
-    asked = _Asked(instruction, started, counts_shape, receipts, statements, statements.expected(instruction) if statements else None)
-    while pending and time.monotonic() - started < timeout_seconds:
+    expected = statements.expected(instruction) if statements else None
+    asked = Asked(instruction, time.monotonic(), counts_shape, receipts, statements, expected)
+    post = _Post(grid, asked, timeout_seconds, watch or Watch())
+    post.send(nodes)
+    while post.is_waiting:
         is_empty = True
-        for reply in grid.pull_messages(list(pending)):
+        for reply in grid.pull_messages(list(post.pending)):
             is_empty = False
-            node = pending.pop(reply.metadata.reply_to_message_id, None)
+            node = post.taken(reply)
             if node is not None:
                 answer = asked.answer(node, reply)
                 del reply
                 yield answer
                 del answer
-        if is_empty:
+        post.look()
+        if is_empty and post.is_waiting:
             time.sleep(POLL_SECONDS)
-    for node in pending.values():
-        refusal = Refusal(RefusalCode.NO_REPLY, node.site)
-        yield Answer(node.site, refusal, timeout_seconds, f"no reply within {timeout_seconds:.0f} s", asked.size_bytes)
+    yield from post.silent()
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """An instruction that is out, and what is done with each reply to it; `expected` is what statements about them have to be about."""
+@dataclass
+class _Away:
+    """A site without heartbeat: since when (monotonic seconds), and whether it may come back."""
 
-    instruction: Instruction
-    started: float
-    counts_shape: tuple[int, ...] | None
-    receipts: Receipts | None
-    statements: Statements | None
-    expected: Expected | None
+    node: Node
+    since: float
+    may_return: bool = True
 
     @property
-    def size_bytes(self) -> int:
-        return sum(array.nbytes for array in self.instruction.model.values())
-
-    def answer(self, node: Node, reply: Message) -> Answer:
-        """Check one reply, and its statement where there has to be one; note the head of the ledger that came with a good one."""
-        answer = _check(node, reply, self.instruction, time.monotonic() - self.started, self.counts_shape)
-        answer = replace(answer, bytes_down=self.size_bytes, bytes_up=_bytes_of(reply))
-        if self.statements is not None and self.expected is not None and reply.has_content():
-            answer = _witnessed(answer, self.statements, node.site, reply.content, self.expected)
-        if self.receipts is not None and not isinstance(answer.reply, Refusal):
-            self.receipts.take(node.site, reply.content)
-        return answer
+    def is_given_up(self) -> bool:
+        return not self.may_return or time.monotonic() - self.since >= AWAY_SECONDS
 
 
-def _witnessed(answer: Answer, statements: Statements, site: str, records: RecordDict, expected: Expected) -> Answer:
-    """The answer with what the site signed about it; an update without that is dropped, a refusal stays what it is."""
-    try:
-        return replace(answer, witnessed=statements.take(site, records, expected))
-    except ProtocolError as error:
-        if isinstance(answer.reply, Refusal):
-            return replace(answer, reason=f"{answer.reason}; {error}" if answer.reason else str(error))
-        return replace(answer, site=site, reply=Refusal(RefusalCode.REPLY_INVALID, site), reason=str(error))
+@dataclass
+class _Post:
+    """The messages of one exchange that are out: who is waited for under which message id, who is away, who was asked how often."""
 
+    grid: Grid
+    asked: Asked
+    timeout_seconds: float
+    watch: Watch
+    pending: dict[str, Node] = field(default_factory=dict)
+    unreachable: list[Node] = field(default_factory=list)
+    away: dict[str, _Away] = field(default_factory=dict)
+    asks: dict[str, int] = field(default_factory=dict)
+    look_at: float = 0.0
 
-def _bytes_of(reply: Message) -> int:
-    """Bytes of the tensors in a reply."""
-    if not reply.has_content():
-        return 0
-    records = [record for record in reply.content.values() if isinstance(record, ArrayRecord)]
-    return sum(len(array.data) for record in records for array in record.values())
+    @property
+    def seconds_left(self) -> float:
+        return self.asked.started + self.timeout_seconds - time.monotonic()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any answer may still come."""
+        return self.seconds_left > 0 and (bool(self.pending) or not all(away.is_given_up for away in self.away.values()))
 
-def _send(
-    grid: Grid, nodes: Sequence[Node], instruction: Instruction, timeout_seconds: float, receipts: Receipts | None
-) -> dict[str, Node]:
-    """Push one message a node, all with the same tensors; returns who is waited for, by message id."""
-    kind = MessageType.TRAIN if instruction.train else MessageType.EVALUATE
-    records = instruction.to_records()
-    contents = [records if receipts is None else receipts.attach(node.site, records) for node in nodes]
-    messages = [
-        Message(content, node.node_id, kind, ttl=timeout_seconds, group_id=str(instruction.round))
-        for content, node in zip(contents, nodes, strict=True)
-    ]
-    identifiers = list(grid.push_messages(messages))
-    if len(identifiers) != len(nodes):
-        raise FederationError(f"only {len(identifiers)} of {len(nodes)} sites could be reached; check the connection and resume")
-    return dict(zip(identifiers, nodes, strict=True))
+    def send(self, nodes: Sequence[Node]) -> None:
+        """Push one message a node, all with the same tensors."""
+        instruction, receipts = self.asked.instruction, self.asked.receipts
+        kind = MessageType.TRAIN if instruction.train else MessageType.EVALUATE
+        records = instruction.to_records()
+        contents = [records if receipts is None else receipts.attach(node.site, records) for node in nodes]
+        messages = [
+            Message(content, node.node_id, kind, ttl=max(1.0, self.seconds_left), group_id=str(instruction.round))
+            for content, node in zip(contents, nodes, strict=True)
+        ]
+        identifiers = list(self.grid.push_messages(messages))
+        if len(identifiers) != len(nodes):
+            raise FederationError(f"only {len(identifiers)} of {len(nodes)} sites could be reached; check the connection and resume")
+        for identifier, node in zip(identifiers, nodes, strict=True):
+            self.asks[node.site] = self.asks.get(node.site, 0) + 1
+            if identifier:
+                self.pending[identifier] = node
+            else:
+                self.unreachable.append(node)
 
+    def taken(self, reply: Message) -> Node | None:
+        """Whose answer a reply is; None if nobody waits for it, or if it only says that the site is away."""
+        node = self.pending.pop(reply.metadata.reply_to_message_id, None)
+        if node is None or not has_no_heartbeat(reply) or self.asks[node.site] >= MOST_ASKS:
+            return node
+        self.away[node.site] = _Away(node, time.monotonic(), self.watch.may_return(node.site))
+        self.watch.away(node.site)
+        return None
 
-def _check(node: Node, message: Message, instruction: Instruction, seconds: float, counts_shape: tuple[int, ...] | None) -> Answer:
-    if message.has_error():
-        return Answer(node.site, Refusal(RefusalCode.NO_REPLY, node.site), seconds, f"Flower error {message.error.code}")
-    try:
-        reply = read_reply(
-            message.content,
-            run_id=instruction.run_id,
-            round_number=instruction.round,
-            shapes=shapes_of(instruction.model),
-            counts_shape=counts_shape,
-        )
-    except ProtocolError as error:
-        return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, str(error))
-    if node.named and reply.site not in ("", node.site):
-        return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, f"it calls itself {reply.site}")
-    return Answer(reply.site or node.site, reply, seconds)
+    def look(self) -> None:
+        """Ask who is back again, once a second while somebody is away."""
+        if not self.away or time.monotonic() < self.look_at:
+            return
+        self.look_at = time.monotonic() + LOOK_SECONDS
+        back = [node for node in self.watch.pick(self.grid.get_nodes()) if node.site in self.away]
+        for node in back:
+            del self.away[node.site]
+            self.watch.asked_again(node.site)
+        if back:
+            self.send(back)
+        for site, away in self.away.items():
+            away.may_return = away.may_return and self.watch.may_return(site)
+
+    def silent(self) -> Iterator[Answer]:
+        """The answers of those who gave none, with the reason."""
+        for node in self.unreachable:
+            yield self.asked.silence(node, "not connected: its message could not be sent")
+        for away in self.away.values():
+            may_return = "and it was not back in time" if away.may_return else "and it may not take part any more"
+            yield self.asked.silence(away.node, f"no heartbeat: the connection is lost, {may_return}")
+        for node in self.pending.values():
+            yield self.asked.silence(node, f"no answer in time: nothing came within {self.timeout_seconds:.0f} s")

@@ -4,32 +4,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import FederationError, StorageError
-from common.events import Event, parse_event, read_events
+from common.errors import FederationError, RefusedError
+from common.events import Event
 from common.study import Study
 from server.home import ServerHome
-from server.launch import Answers, answers
+from server.launch import Answers, answers, the_offer
 from server.offers import Offer, offers, set_withdrawn
+from server.run_processes import is_at_work
 from server.run_registry import RegisteredRun, RunRegistry
+from server.run_story import FAILED, FINISHED, MOST_TRIES, RUN_ENDED, STOPPED, EventTail, Stories, Story, end_of, events_of, note
 from server.runs import RunStore
 from server.state import State
 
 if TYPE_CHECKING:
     from common.flower_compat.control import FlowerRun
 
-WAITING, WITHDRAWN, EXPIRED, FINISHED, UNKNOWN = "waiting", "withdrawn", "expired", "finished:completed", "unknown"
+WAITING, WITHDRAWN, EXPIRED, INTERRUPTED, UNKNOWN = "waiting", "withdrawn", "expired", "interrupted", "unknown"
+RUNNING, PENDING, COMPLETED, OVER = "running", "pending", "finished:completed", "finished"
 POLL_SECONDS = 0.2
 STATUS_SECONDS = 1.0
+ENDING_SECONDS = 15.0
+"""How long a server that is stopped may take to be gone."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run for `runs` and `status`. `status` is waiting, withdrawn or expired before it starts, then Flower's; `details` says why."""
+    """One run for `runs` and `status`. `status` is waiting, withdrawn or expired before it starts, then Flower's, or interrupted.
+
+    `details` says why; `suspended` maps a site that gets no message any more to the reasons.
+    """
 
     offer: Offer
     answers: Answers
@@ -37,6 +45,7 @@ class RunFacts:
     status: str
     details: str
     rounds_done: int
+    suspended: dict[str, list[str]]
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -55,6 +64,7 @@ class RunFacts:
             "approved": list(self.answers.approved),
             "rejected": list(self.answers.rejected),
             "silent": list(self.answers.silent),
+            "suspended": self.suspended,
             "created": record.created,
             "flower_run_ids": [str(run.flower_run_id) for run in self.flower_runs],
         }
@@ -62,13 +72,18 @@ class RunFacts:
 
 def run_facts(home: ServerHome, offer: Offer, now: float) -> RunFacts:
     """The facts of one run; Flower is asked if it runs. Raises StorageError."""
-    state = State(home.state)
-    started = tuple(RunRegistry(state).of(offer.run_id))
-    folder = home.run(offer.run_id)
-    path = folder / "rounds.sqlite"
-    done = len(RunStore(path).rounds(offer.run_id)) if path.exists() else 0
-    status, details = _status(home, offer, started, folder, now)
-    return RunFacts(offer, answers(state, offer), started, status, details, done)
+    state, path = State(home.state), home.run(offer.run_id) / "rounds.sqlite"
+    store = RunStore(path) if path.exists() else None
+    status, details = where(home, offer, now)
+    return RunFacts(
+        offer,
+        answers(state, offer),
+        tuple(RunRegistry(state).of(offer.run_id)),
+        status,
+        details,
+        len(store.rounds(offer.run_id)) if store else 0,
+        store.suspended(offer.run_id) if store else {},
+    )
 
 
 def all_runs(home: ServerHome, now: float) -> list[RunFacts]:
@@ -92,17 +107,20 @@ def standing(home: ServerHome, now: float) -> dict[str, Any]:
 
 
 def stop_run(home: ServerHome, offer: Offer) -> bool:
-    """Withdraw an offer and stop its run; whether it was running. Raises StorageError."""
+    """Withdraw an offer, stop its run and see its server gone; whether it was running. Raises StorageError."""
     from common.flower_compat import control
 
     state = State(home.state)
     set_withdrawn(state, offer.run_id, True)
-    was_running = False
-    for started in RunRegistry(state).of(offer.run_id):
+    started, was_running = RunRegistry(state).of(offer.run_id), False
+    for one in started:
         try:
-            was_running |= control.stop_run(home, started.flower_run_id)
+            was_running |= control.stop_run(home, one.flower_run_id)
         except control.NotRunning:
-            return False
+            break
+    if started:
+        with suppress(RefusedError):  # its server is still ending; the offer is withdrawn all the same
+            note(home, offer.run_id, RUN_ENDED, wait_seconds=ENDING_SECONDS, how=STOPPED, reason="stopped by the coordinator")
     return was_running
 
 
@@ -116,16 +134,35 @@ def _online(home: ServerHome) -> set[str] | None:
         return None
 
 
-def _status(home: ServerHome, offer: Offer, started: tuple[RegisteredRun, ...], folder: Path, now: float) -> tuple[str, str]:
-    if started:
-        known = _flower_run(home, started[-1].flower_run_id)
-        if known is not None:
-            return known.status, known.details
-        is_done = any(event.name == "rounds_finished" for event in read_events(folder / "events.jsonl"))
-        return (FINISHED, "") if is_done else (UNKNOWN, "the SuperLink does not run, or has forgotten the run")
-    if offer.withdrawn:
-        return WITHDRAWN, ""
-    return (EXPIRED, "") if now >= offer.record.expires else (WAITING, "")
+def where(home: ServerHome, offer: Offer, now: float, stories: Stories | None = None) -> tuple[str, str]:
+    """Where a run stands, and details: `finished:…` is over, `interrupted` goes on by itself. Raises StorageError."""
+    started = RunRegistry(State(home.state)).of(offer.run_id)
+    if not started:
+        return (WITHDRAWN, "") if offer.withdrawn else (EXPIRED if now >= offer.record.expires else WAITING, "")
+    story = (stories or Stories(home)).of(offer.run_id)
+    if story.how is not None or offer.withdrawn:
+        return _ended(story)
+    known = _flower_run(home, started[-1].flower_run_id)
+    if is_at_work(home, started[-1].flower_run_id):
+        return (known.status, "") if known is not None and not known.is_over else (RUNNING, "")
+    if known is not None and (known.status == PENDING or story.never_came_to_work(known.details) or not story.is_open):
+        return known.status, known.details
+    return _interrupted(home, story, known) if story.is_open else (UNKNOWN, "the SuperLink does not run, or has forgotten the run")
+
+
+def _ended(story: Story) -> tuple[str, str]:
+    if story.how == FINISHED:
+        return COMPLETED, ""
+    return ("finished:failed", story.reason) if story.how == FAILED else ("finished:stopped", "")
+
+
+def _interrupted(home: ServerHome, story: Story, known: FlowerRun | None) -> tuple[str, str]:
+    from server.supervisor import is_held
+
+    if not is_held(home):
+        return INTERRUPTED, "it goes on when the coordinator runs again (`wardround-server up`)"
+    why = f"{known.details}; " if known is not None and known.details else ""
+    return INTERRUPTED, f"{why}it goes on by itself ({story.tries} of {MOST_TRIES} tries since the last finished round)"
 
 
 def _flower_run(home: ServerHome, flower_run_id: int) -> FlowerRun | None:
@@ -141,53 +178,28 @@ def _flower_run(home: ServerHome, flower_run_id: int) -> FlowerRun | None:
         return None
 
 
-def follow(home: ServerHome, run_id: str, flower_run_id: int, tail: Tail, hear: Callable[[Event], None]) -> FlowerRun:
-    """Hand each event of a run to `hear` until Flower says that it is over. Raises FederationError when it failed."""
-    look_at, known = 0.0, None
-    while known is None or not known.is_over:
+def follow(home: ServerHome, run_id: str, tail: EventTail, hear: Callable[[Event], None]) -> None:
+    """Hand each event of a run to `hear` until the run is over; one that is interrupted and goes on by itself is not.
+
+    Raises FederationError when it failed or was stopped.
+    """
+    look_at, stories, status, details = 0.0, Stories(home), RUNNING, ""
+    while not status.startswith(OVER):
         for event in tail.news():
             hear(event)
         time.sleep(POLL_SECONDS)
         if time.monotonic() >= look_at:
-            known = _look(home, flower_run_id) or known
+            status, details = where(home, the_offer(State(home.state), run_id), time.time(), stories)
             look_at = time.monotonic() + STATUS_SECONDS
     for event in tail.news():
         hear(event)
-    if known.status != FINISHED:
-        raise FederationError(
-            f"run {run_id[:8]} {known.status}: {known.details or 'no details'}; `wardround-server logs {run_id[:8]}` has more"
-        )
-    return known
+    if status != COMPLETED:
+        raise FederationError(f"run {run_id[:8]} {status}: {details or 'no details'}; `wardround-server logs {run_id[:8]}` has more")
 
 
-def _look(home: ServerHome, flower_run_id: int) -> FlowerRun | None:
-    """Flower's word on a run; None while the SuperLink is being restarted."""
-    from common.flower_compat import control
-
-    try:
-        return control.runs(home, [flower_run_id]).get(flower_run_id)
-    except control.NotRunning:
-        return None
-
-
-class Tail:
-    """Reads the event file of a run as it grows, from its present end on; made before the run is submitted, it misses nothing."""
+class Tail(EventTail):
+    """The events of a run from now on; made before the run is submitted, it misses nothing."""
 
     def __init__(self, home: ServerHome, run_id: str) -> None:
-        self._path = home.run(run_id) / "events.jsonl"
-        self._position = self._path.read_bytes().rfind(b"\n") + 1 if self._path.exists() else 0
-
-    def news(self) -> Iterator[Event]:
-        """The events that are new since the last call; a line that is being written waits."""
-        if not self._path.exists():
-            return
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._position)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        return
-                    self._position += len(line)
-                    yield parse_event(line.decode())
-        except OSError as error:
-            raise StorageError(f"{self._path}: cannot be read ({error.strerror})") from error
+        path = events_of(home, run_id)
+        super().__init__(path, end_of(path))

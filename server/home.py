@@ -18,18 +18,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from common.crypto.private_files import replace_private
 from common.errors import InputError, StorageError
+from common.listen import checked_listen
 
 HOME_VARIABLE = "WARDROUND_SERVER"
 SETTINGS_FILE = "server.json"
 
 
 class ServerSettings(BaseModel):
-    """`server.json`. `listen` is where the gateway listens, `superlink_port` a port on loopback."""
+    """`server.json`. `listen` is where the gateway listens, `superlink_port` a port on loopback; `metrics_listen` HOST:PORT or `off`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +40,7 @@ class ServerSettings(BaseModel):
     listen_port: int = Field(ge=1, le=65535)
     superlink_port: int = Field(ge=1, le=65535)
     certificate_days: int = Field(365, ge=1, le=825)
+    metrics_listen: Annotated[str, AfterValidator(checked_listen)] = "127.0.0.1:9464"
 
 
 @dataclass(frozen=True)

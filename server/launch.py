@@ -7,19 +7,25 @@ for this bundle and refuses any other. The study and its signature travel as the
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.errors import FederationError, InputError, RefusedError
 from common.federation import RESUME_KEY, SIGNATURE_KEY, STUDY_KEY
 from server.home import ServerHome
 from server.offers import Offer, approvals, approved_sites, find_offer, offers
+from server.run_processes import is_at_work
 from server.run_registry import RunRegistry
+from server.run_story import RUN_RESUMED, note
 from server.state import State
 
 POLL_SECONDS = 0.5
+ENDING_SECONDS = 15.0
+"""How long the server of a run may take to be gone once Flower calls the run over."""
 PYPROJECT = f"""\
 [build-system]
 requires = ["setuptools>=77"]
@@ -107,19 +113,42 @@ def wait_for_answers(home: ServerHome, run_id: str, wait_seconds: float, tell: C
     return found
 
 
-def submit(home: ServerHome, offer: Offer) -> int:
-    """Hand the run to the SuperLink and note Flower's id of it, which is returned. Raises NotRunning, FederationError, RefusedError."""
+def submit(home: ServerHome, offer: Offer, automatic_because: str | None = None) -> int:
+    """Hand the run to the SuperLink and note Flower's id of it, which is returned. `automatic_because` says why nobody was asked.
+
+    Raises RefusedError RUN_ACTIVE when it runs, or is just being handed over; NotRunning, FederationError.
+    """
     from common.flower_compat import control
 
     registry = RunRegistry(State(home.state))
-    before = [run.flower_run_id for run in registry.of(offer.run_id)]
-    active = [run for run in control.runs(home, before).values() if not run.is_over]
-    if active:
-        raise RefusedError("RUN_ACTIVE", f"run {offer.run_id[:8]} is {active[0].status}; stop it first")
-    config = {STUDY_KEY: offer.study, SIGNATURE_KEY: offer.start.to_json(), RESUME_KEY: str(before[-1]) if before else ""}
-    flower_run_id = control.start_run(home, bundle(), config)
-    registry.record(flower_run_id, offer.run_id, offer.record.study_id, time.time())
+    with _handing_over(home, offer.run_id):
+        before = [run.flower_run_id for run in registry.of(offer.run_id)]
+        for run in control.runs(home, before[-1:]).values():
+            if run.status == "pending" or (not run.is_over and is_at_work(home, run.flower_run_id)):
+                raise RefusedError("RUN_ACTIVE", f"run {offer.run_id[:8]} is {run.status}; stop it first")
+            if not run.is_over:  # its server is gone, and Flower has not noticed yet
+                control.stop_run(home, run.flower_run_id)
+        if before:
+            reason = automatic_because or "resumed by the coordinator"
+            is_automatic = automatic_because is not None
+            note(home, offer.run_id, RUN_RESUMED, wait_seconds=ENDING_SECONDS, automatic=is_automatic, reason=reason)
+        config = {STUDY_KEY: offer.study, SIGNATURE_KEY: offer.start.to_json(), RESUME_KEY: str(before[-1]) if before else ""}
+        flower_run_id = control.start_run(home, bundle(), config)
+        registry.record(flower_run_id, offer.run_id, offer.record.study_id, time.time())
     return flower_run_id
+
+
+@contextmanager
+def _handing_over(home: ServerHome, run_id: str) -> Iterator[None]:
+    """One hand at a time: the coordinator's or the executor's. Raises RefusedError."""
+    folder = home.run(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".submit.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError("RUN_ACTIVE", f"run {run_id[:8]} is just being started") from None
+        yield
 
 
 def the_offer(state: State, run: str) -> Offer:

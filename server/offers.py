@@ -20,9 +20,9 @@ from common.crypto.secrets import Secret
 from common.crypto.signatures import Signer
 from common.errors import InputError, ProtocolError, RefusedError
 from common.federation import ApprovalRecord, StartRecord
-from common.protocol import RefusalCode, weights_sha256
 from common.signed import Signed
 from common.study import Study
+from common.wire_names import RefusalCode
 from server.home import ServerHome
 from server.run_registry import RunRegistry
 from server.state import State
@@ -67,6 +67,7 @@ def make_offer(
     `min_sites` may only raise the study's. Raises InputError with everything that is wrong: sites that are unknown, not approved or
     revoked, too few of them, no public weight for one, a key that is not the study-signing key.
     """
+    from common.protocol import weights_sha256
     from server.initial import initial_model, keep_initial
 
     _check(home, study, sites, min_sites, signer)
@@ -179,7 +180,11 @@ def _other_runs(state: State, record: StartRecord) -> list[str]:
 
 
 def _has_left(state: State, site: str, offer: Offer, others: Sequence[str], approval: ApprovalRecord) -> bool:
-    """Whether one of the approved runs is left for this one, or is this one: a run is used once the site has answered in it."""
+    """Whether one of the approved runs is left for this one, or is this one.
+
+    A run is used once the site has let it begin, which every statement says that names the run (`client.approvals.permit`); what is refused
+    before that says `NO_RUN`.
+    """
     used = {run_id for run_id in (*others, offer.run_id) if _has_answered(state, site, run_id)}
     return offer.run_id in used or len(used) < approval.runs
 

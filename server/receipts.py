@@ -18,7 +18,7 @@ from common.crypto.secrets import Secret
 from common.errors import StorageError
 from common.files import locked, write_atomic
 from common.privacy.receipts import make_receipt
-from common.protocol import head_of, with_receipt
+from common.riders import head_of, with_receipt
 
 KEY_FILE = "coordinator.key"
 HEADS_FILE = "ledger-heads.json"
@@ -52,6 +52,12 @@ class Receipts:
                 if site not in self._heads or stored.received > self._heads[site].received:
                     self._heads[site] = stored
             write_atomic(self._path, json.dumps({site: [known.head, known.received] for site, known in self._heads.items()}))
+
+
+def newest_receipt(home: Path, site: str) -> str | None:
+    """The receipt for the newest head of a site's ledger, for a site that asks; None when none ever came. Raises StorageError."""
+    known = _read_heads(home / HEADS_FILE).get(site)
+    return None if known is None else make_receipt(known.head, Secret.read(home / KEY_FILE).signer)
 
 
 class _Head(NamedTuple):

@@ -4,35 +4,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, field
-from math import sqrt
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.serverapp import Grid
 
-from common.errors import FederationError, ProtocolError
+from common.errors import FederationError, StorageError
 from common.evaluation_plan import EvaluationPlan, evaluation_plan
 from common.events import EventLog
-from common.fixed_point import WEIGHT_UNITS, FixedPointSum
-from common.protocol import Arrays, CountArray, Evaluated, FloatArray, Instruction, Refusal, RefusalCode, Update, shapes_of
+from common.flower_compat.grids import NodeInfo
+from common.protocol import Arrays, CountArray, Evaluated, Instruction, Refusal, RefusalCode, shapes_of
 from common.study import Study
+from server.aggregation import UPDATE, Aggregation, Verdict, detail
 from server.averaging import moving_average
-from server.checkpoints import Checkpoints, ServerState
-from server.exchange import Answer, Node, Pick, every_node, exchange, wait_for_nodes
+from server.checkpoints import Checkpoints, Damage, ServerState
+from server.exchange import Answer, Node, Pick, Watch, every_node, exchange, wait_for_nodes
 from server.receipts import Receipts
+from server.round_record import RoundRecord
 from server.runs import ReplyDetail, RunStore
 from server.statements import Statements
+from server.strategies.base import Strategy
 from server.strategies.registry import make_strategy
 
+RESUME_SECONDS = 60.0
+"""How long a run that goes on waits for all of its sites; after that it takes those that are there, if they are enough."""
 
-@dataclass
-class Aggregate:
-    """The exact running sum of a round, and what each site answered."""
 
-    total: FixedPointSum
-    outcomes: dict[str, tuple[str, float]] = field(default_factory=dict)
-    details: list[ReplyDetail] = field(default_factory=list)
+def _no_roster() -> Mapping[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class RoundLoop:
     """One run of one study. `sites` is how many sites are expected to take part.
 
     `min_sites` may raise the study's; `pick` says which nodes take part, asked anew before each round; with `statements` a reply counts
-    only with the site's own signature.
+    only with the site's own signature. `roster` names the run's sites, each with the reason why it may not take part any more, "" if it
+    may. `strategy` takes the place of the study's, for tests.
     """
 
     grid: Grid
@@ -54,97 +55,142 @@ class RoundLoop:
     min_sites: int = 0
     pick: Pick = every_node
     statements: Statements | None = None
+    roster: Callable[[], Mapping[str, str]] = _no_roster
+    strategy: Strategy | None = None
 
     def run(self, initial_model: Callable[[], Arrays]) -> None:
         """All rounds from the last checkpoint on, then one evaluation of the final model. Raises FederationError, StorageError."""
-        state = self.checkpoints.latest() or _fresh(initial_model())
         self.store.begin(self.study.id, self.run_id, self.study.canonical_json)
-        nodes = self._nodes(self.sites)
+        restored = self._restored()
+        self.events.emit("run_started", resumed_from=restored.round if restored else 0)
+        state = restored or _fresh(initial_model())
+        nodes = self._nodes(self.sites, RESUME_SECONDS if restored else None)
         for round_number in range(state.round + 1, self.study.federation.rounds + 1):
             self._evaluate_between(nodes, state)
-            started = time.monotonic()
-            self.events.emit("round_started", round=round_number, sites=[node.site for node in nodes])
-            aggregate = self._train(nodes, state, round_number)
-            state = self._next_state(state, aggregate, round_number)
-            self.checkpoints.save(state)
-            self._save_receipts()
-            self._record(round_number, aggregate, time.monotonic() - started)
+            state = self._round(nodes, state, round_number)
             nodes = self._nodes(self._fewest)
         self._evaluate(nodes, state)
         self._save_receipts()
         self.events.emit("rounds_finished", round=state.round)
+
+    def _round(self, nodes: list[Node], state: ServerState, round_number: int) -> ServerState:
+        """One round of training, checkpointed and recorded; the state after it."""
+        started = time.monotonic()
+        self.events.emit("round_started", round=round_number, sites=[node.site for node in nodes])
+        aggregation = self._train(nodes, state, round_number)
+        state = self._next_state(state, aggregation, round_number, started)
+        self.checkpoints.save(state)
+        self._save_receipts()
+        if state.record is not None:
+            self._record(replace(state.record, seconds=time.monotonic() - started))
+        return state
 
     @property
     def _fewest(self) -> int:
         """Updates with which a round counts."""
         return max(self.study.federation.min_sites, self.min_sites)
 
-    def _nodes(self, expected: int) -> list[Node]:
-        """Who takes part: at the start every site is waited for, later those that are there, if they are enough."""
-        return wait_for_nodes(self.grid, expected, self._fewest, self.study.federation.round_timeout_seconds, self.pick)
+    def _restored(self) -> ServerState | None:
+        """The state of the newest good checkpoint, its round in the run store even if the server was killed between the two."""
+        state = self.checkpoints.latest(self._tell_damage)
+        done = {stored.round for stored in self.store.rounds(self.run_id)}
+        if state is None and done:
+            raise StorageError(
+                f"run {self.run_id[:8]} has finished {len(done)} rounds, and its checkpoints are gone; put its folder back from a backup "
+                "and resume, or start the study as a new run"
+            )
+        if state is not None and state.record is not None and state.round not in done:
+            self._record(state.record)
+        return state
 
-    def _train(self, nodes: list[Node], state: ServerState, round_number: int) -> Aggregate:
-        """Send the model, add up the updates as they arrive."""
-        aggregate = Aggregate(FixedPointSum(shapes_of(state.model)))
+    def _tell_damage(self, damage: Damage) -> None:
+        then = "the run ends" if damage.used_round is None else f"the checkpoint of round {damage.used_round} is used"
+        self.events.emit("checkpoint_damaged", file=damage.file, reason=damage.reason, then=then)
+
+    def _nodes(self, expected: int, patience_seconds: float | None = None) -> list[Node]:
+        """Who takes part: at the start every site is waited for, later those that are there, if they are enough."""
+        remaining = self.sites - len(self._suspended)
+        if remaining < self._fewest and remaining < self.sites:
+            raise FederationError(f"{remaining} sites remain, the study needs {self._fewest}{self._suspension()}")
+        timeout_seconds = self.study.federation.round_timeout_seconds
+        try:
+            return wait_for_nodes(self.grid, min(expected, remaining), self._fewest, timeout_seconds, self._pick, patience_seconds)
+        except FederationError as error:
+            raise FederationError(f"{error}{self._suspension()}") from error
+
+    def _pick(self, online: Iterable[NodeInfo]) -> list[Node]:
+        """Who may get a message: not a suspended site, until it is pardoned."""
+        suspended = self.store.suspended(self.run_id)
+        return [node for node in self.pick(online) if node.site not in suspended]
+
+    @property
+    def _suspended(self) -> dict[str, list[str]]:
+        """The suspended sites that could otherwise take part, with the reasons."""
+        return {site: reasons for site, reasons in self.store.suspended(self.run_id).items() if self._may_return(site)}
+
+    def _suspension(self) -> str:
+        """Who is suspended, as the end of an error's message; empty if nobody is."""
+        suspended = self._suspended
+        if not suspended:
+            return ""
+        named = "; ".join(f"{site}: {reasons[-1]}" for site, reasons in suspended.items())
+        commands = ", ".join(f"`wardround-server readmit {self.run_id[:8]} {site}`" for site in suspended)
+        return f". Suspended after three bad updates: {named}. Find the cause at the site, then {commands}, and resume"
+
+    def _train(self, nodes: list[Node], state: ServerState, round_number: int) -> Aggregation:
+        """Send the model, add up the updates as they arrive. Raises FederationError when they are too few."""
+        aggregation = Aggregation(shapes_of(state.model), self.study.federation)
+        self._note_absent(nodes, aggregation, round_number)
         instruction = self._instruction(state.model, round_number, train=True, evaluate=self._evaluates_before(round_number))
         for answer in self._exchange(nodes, instruction, None):
-            self._take(answer, aggregate, round_number)
+            self._hear(answer, aggregation.take(answer), round_number)
             del answer
-        if aggregate.total.terms < self._fewest:
+        if aggregation.updates < self._fewest:
             self._save_receipts()
-            self.store.record_details(self.run_id, round_number, aggregate.details)
-            refusals = ", ".join(f"{site}: {outcome}" for site, (outcome, _) in sorted(aggregate.outcomes.items()) if outcome != "update")
+            self.store.record_details(self.run_id, round_number, aggregation.details)
             raise FederationError(
-                f"round {round_number}: {aggregate.total.terms} updates, the study needs {self._fewest} ({refusals}); "
-                "put it right and resume"
+                f"round {round_number}: {aggregation.updates} updates, the study needs {self._fewest} ({aggregation.refused}); "
+                f"put it right and resume{self._suspension()}"
             )
-        return aggregate
+        return aggregation
 
-    def _take(self, answer: Answer, aggregate: Aggregate, round_number: int) -> None:
-        """Count one answer in; a bad one drops that site for the round, never the run."""
-        code = self._add(answer, aggregate)
-        name = answer.site if answer.site not in aggregate.outcomes else f"{answer.site} (again)"
-        outcome = "update" if code is None else code.value
-        aggregate.outcomes[name] = (outcome, answer.seconds)
-        aggregate.details.append(_detail("train", name, outcome, answer))
-        if code is None:
+    def _note_absent(self, nodes: list[Node], aggregation: Aggregation, round_number: int) -> None:
+        """Name the sites that are sent nothing, because they are not there."""
+        present = {node.site for node in nodes} | set(self.store.suspended(self.run_id))
+        if not all(node.named for node in nodes):
+            return
+        for site, reason in self.roster().items():
+            if site not in present:
+                verdict = aggregation.note_absent(site, reason or "no heartbeat: not connected when the round began")
+                self.events.emit("site_refused", round=round_number, site=site, code=verdict.outcome, reason=verdict.reason)
+
+    def _hear(self, answer: Answer, verdict: Verdict, round_number: int) -> None:
+        """Say what became of an answer; a bad update is a strike against its site, the third suspends it."""
+        if verdict.code is None:
             self.events.emit("site_replied", round=round_number, site=answer.site, seconds=answer.seconds)
-        else:
-            self.events.emit("site_refused", round=round_number, site=answer.site, code=code.value, reason=answer.reason)
+            return
+        self.events.emit("site_refused", round=round_number, site=answer.site, code=verdict.outcome, reason=verdict.reason)
+        if verdict.code is RefusalCode.REPLY_INVALID and verdict.name == answer.site:
+            self.store.strike(self.run_id, round_number, answer.site, f"round {round_number}: {verdict.reason}")
+            reasons = self.store.suspended(self.run_id).get(answer.site)
+            if reasons:
+                self.events.emit("site_suspended", round=round_number, site=answer.site, reasons=list(reasons))
 
-    def _add(self, answer: Answer, aggregate: Aggregate) -> RefusalCode | None:
-        if isinstance(answer.reply, Refusal):
-            return answer.reply.code
-        if not isinstance(answer.reply, Update) or answer.site in aggregate.outcomes:
-            return RefusalCode.REPLY_INVALID
-        weight = self._weight_units(answer.site)
-        if weight is None:
-            return RefusalCode.REPLY_INVALID
-        try:
-            aggregate.total.add(answer.reply.delta, weight)
-        except ProtocolError:
-            return RefusalCode.REPLY_INVALID
-        return None
+    def _next_state(self, state: ServerState, aggregation: Aggregation, round_number: int, started: float) -> ServerState:
+        """The state after a round that began at `started` (monotonic seconds)."""
+        mean = aggregation.total.mean()
+        strategy = self.strategy or make_strategy(self.study.federation)
+        model, memory = strategy.step(state.model, mean, state.memory)
+        decay = self.study.federation.ema_decay
+        average = moving_average(state.average, model, decay, round_number) if decay else model
+        answered = {site: round_number for site, (outcome, _) in aggregation.outcomes.items() if outcome == UPDATE}
+        record = aggregation.record(round_number, time.monotonic() - started, mean)
+        return ServerState(round_number, model, average, memory, {**state.last_rounds, **answered}, record)
 
-    def _weight_units(self, site: str) -> int | None:
-        """The site's public weight relative to the largest; None if the study gives weights and not to this site."""
-        weights = self.study.federation.weights
-        if weights == "equal":
-            return WEIGHT_UNITS
-        if site not in weights:
-            return None
-        return max(1, round(weights[site] / max(weights.values()) * WEIGHT_UNITS))
-
-    def _next_state(self, state: ServerState, aggregate: Aggregate, round_number: int) -> ServerState:
-        model = make_strategy(self.study.federation).apply(state.model, aggregate.total.mean())
-        return ServerState(round_number, model, moving_average(state.average, model, self.study.federation.ema_decay, round_number))
-
-    def _record(self, round_number: int, aggregate: Aggregate, seconds: float) -> None:
-        norm = l2_norm(aggregate.total.mean())
-        self.store.record_round(
-            self.run_id, round_number, seconds=seconds, update_norm=norm, outcomes=aggregate.outcomes, details=aggregate.details
-        )
-        self.events.emit("round_done", round=round_number, updates=aggregate.total.terms, seconds=seconds)
+    def _record(self, record: RoundRecord) -> None:
+        """Note a finished round, after its checkpoint."""
+        record.write(self.store, self.run_id)
+        self.events.emit("round_done", round=record.round, updates=record.updates, seconds=record.seconds)
 
     def _save_receipts(self) -> None:
         if self.receipts is not None:
@@ -166,20 +212,31 @@ class RoundLoop:
         for answer in self._exchange(nodes, instruction, plan.shape if plan else None):
             if isinstance(answer.reply, Evaluated) and answer.site not in histograms:
                 self.events.emit("site_evaluated", round=state.round, site=answer.site)
-                details.append(_detail("evaluate", answer.site, "evaluated", answer))
+                details.append(detail("evaluate", answer.site, "evaluated", answer))
                 if answer.reply.counts is not None:
                     histograms[answer.site] = answer.reply.counts
             else:
                 code = answer.reply.code.value if isinstance(answer.reply, Refusal) else RefusalCode.REPLY_INVALID.value
                 self.events.emit("site_refused", round=state.round, site=answer.site, code=code, reason=answer.reason)
-                details.append(_detail("evaluate", answer.site, code, answer))
+                details.append(detail("evaluate", answer.site, code, answer))
         self.store.record_details(self.run_id, state.round, details)
         if plan and histograms:
             self._measure(plan, state.round, list(histograms.values()))
 
     def _exchange(self, nodes: list[Node], instruction: Instruction, counts_shape: tuple[int, ...] | None) -> Iterator[Answer]:
+        def away(site: str) -> None:
+            self.events.emit("site_away", round=instruction.round, site=site)
+
+        def asked_again(site: str) -> None:
+            self.events.emit("site_asked_again", round=instruction.round, site=site)
+
         timeout_seconds = self.study.federation.round_timeout_seconds
-        return exchange(self.grid, nodes, instruction, timeout_seconds, counts_shape, self.receipts, self.statements)
+        watch = Watch(self._pick, self._may_return, away, asked_again)
+        return exchange(self.grid, nodes, instruction, timeout_seconds, counts_shape, self.receipts, self.statements, watch)
+
+    def _may_return(self, site: str) -> bool:
+        """Whether a site that is away is still one of the run's."""
+        return not self.roster().get(site)
 
     def _measure(self, plan: EvaluationPlan, round_number: int, histograms: list[CountArray]) -> None:
         """AUROC from the sum of the sites' histograms: no site's own is kept, and a figure drowned in noise is not given."""
@@ -200,14 +257,3 @@ class RoundLoop:
 
 def _fresh(model: Arrays) -> ServerState:
     return ServerState(0, model, model)
-
-
-def _detail(kind: str, name: str, outcome: str, answer: Answer) -> ReplyDetail:
-    facts = (kind, name, outcome, answer.seconds, answer.reason, answer.bytes_down, answer.bytes_up)
-    signed = answer.witnessed
-    return ReplyDetail(*facts) if signed is None else ReplyDetail(*facts, *astuple(signed))
-
-
-def l2_norm(arrays: Mapping[str, FloatArray]) -> float:
-    """Joint L2 norm of all tensors."""
-    return sqrt(sum(float(np.vdot(array.astype(np.float64), array.astype(np.float64))) for array in arrays.values()))

@@ -40,7 +40,7 @@ class RunRegistry:
     def of(self, run_id: str) -> list[RegisteredRun]:
         """The Flower runs of one run, oldest first."""
         with self._state.reading() as database:
-            rows = database.execute("SELECT * FROM run WHERE run_id = ? ORDER BY started, rowid", (run_id,)).fetchall()
+            rows = database.execute("SELECT * FROM run WHERE run_id = ? ORDER BY rowid", (run_id,)).fetchall()
         return [_run(row) for row in rows]
 
     def all(self) -> list[RegisteredRun]:
@@ -48,6 +48,15 @@ class RunRegistry:
         with self._state.reading() as database:
             rows = database.execute("SELECT * FROM run ORDER BY started, rowid").fetchall()
         return [_run(row) for row in rows]
+
+    def standing(self) -> list[RegisteredRun]:
+        """The newest Flower run of each run whose offer stands."""
+        query = (
+            "SELECT run.*, MAX(run.rowid) FROM run JOIN offer ON offer.run_id = run.run_id "
+            "WHERE NOT offer.withdrawn GROUP BY run.run_id ORDER BY run.rowid"
+        )
+        with self._state.reading() as database:
+            return [_run(row) for row in database.execute(query).fetchall()]
 
 
 def _run(row: sqlite3.Row) -> RegisteredRun:

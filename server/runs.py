@@ -12,9 +12,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from common.databases import Schema, bring_up_to_date, statements
 from common.errors import StorageError
 
-SCHEMA = """
+_FIRST = """
 CREATE TABLE IF NOT EXISTS run (study_id TEXT NOT NULL, run_id TEXT PRIMARY KEY, started REAL NOT NULL, study TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, updates INTEGER NOT NULL, seconds REAL NOT NULL, update_norm REAL NOT NULL,
@@ -34,6 +35,16 @@ CREATE TABLE IF NOT EXISTS measurements (
     PRIMARY KEY (run_id, round)
 );
 """
+_STRIKES = """
+CREATE TABLE IF NOT EXISTS strikes (
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, pardoned REAL,
+    PRIMARY KEY (run_id, round, site)
+);
+"""
+SCHEMA = Schema((statements(_FIRST), statements(_STRIKES)))
+"""A file without a number has the tables of the first step, and perhaps some of those that came after."""
+STRIKES = 3
+"""So many bad updates suspend a site for the run."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,9 @@ class RunStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with closing(self._connect()) as database, database:
-            database.executescript(SCHEMA)
+        with closing(self._connect()) as database:
+            database.isolation_level = None
+            bring_up_to_date(database, SCHEMA, path)
 
     def begin(self, study_id: str, run_id: str, study: str) -> None:
         """Note that a run started; a resumed run is noted once."""
@@ -115,7 +127,9 @@ class RunStore:
         """Store one finished round. `outcomes` maps a site to (`update` or its refusal code, seconds until its reply)."""
         updates = sum(outcome == "update" for outcome, _ in outcomes.values())
         rows: list[tuple[str, tuple[object, ...]]] = [
-            ("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?)", (run_id, round_number, updates, seconds, update_norm))
+            ("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?)", (run_id, round_number, updates, seconds, update_norm)),
+            ("DELETE FROM replies WHERE run_id = ? AND round = ?", (run_id, round_number)),
+            ("DELETE FROM details WHERE run_id = ? AND round = ? AND kind = 'train'", (run_id, round_number)),
         ]
         rows += [
             ("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", (run_id, round_number, site, outcome, after))
@@ -132,6 +146,12 @@ class RunStore:
         query = f"SELECT round, {', '.join(_DETAIL_COLUMNS)} FROM details WHERE run_id = ? ORDER BY round, kind DESC, site"
         with closing(self._connect()) as database:
             return [(row[0], ReplyDetail(*row[1:])) for row in database.execute(query, (run_id,)).fetchall()]
+
+    def traffic(self, run_id: str) -> dict[str, tuple[int, int]]:
+        """Bytes of tensors to and from each site, over all stored answers of a run."""
+        query = "SELECT site, sum(bytes_down), sum(bytes_up) FROM details WHERE run_id = ? GROUP BY site"
+        with closing(self._connect()) as database:
+            return {site: (int(down), int(up)) for site, down, up in database.execute(query, (run_id,)).fetchall()}
 
     def rounds(self, run_id: str) -> list[StoredRound]:
         """The finished rounds of a run."""
@@ -152,6 +172,25 @@ class RunStore:
         with closing(self._connect()) as database:
             rows = database.execute(query, (run_id,)).fetchall()
         return [StoredMeasurement(round_, sites, auroc, error, json.loads(counts)) for round_, sites, auroc, error, counts in rows]
+
+    def strike(self, run_id: str, round_number: int, site: str, reason: str) -> None:
+        """Note a bad update of a site, at most one a round: after a crash the same bytes may come again. Raises StorageError."""
+        row = (run_id, round_number, site, reason, time.time())
+        self._write([("INSERT OR REPLACE INTO strikes VALUES (?, ?, ?, ?, ?, NULL)", row)])
+
+    def suspended(self, run_id: str) -> dict[str, list[str]]:
+        """The sites that get no message in this run, each with the reasons for its strikes, oldest first."""
+        query = "SELECT site, reason FROM strikes WHERE run_id = ? AND pardoned IS NULL ORDER BY site, round"
+        reasons: dict[str, list[str]] = {}
+        with closing(self._connect()) as database:
+            for site, reason in database.execute(query, (run_id,)).fetchall():
+                reasons.setdefault(site, []).append(reason)
+        return {site: found for site, found in reasons.items() if len(found) >= STRIKES}
+
+    def pardon(self, run_id: str, site: str) -> None:
+        """Let a site take part again, from the next round on; its strikes so far do not count any more. Raises StorageError."""
+        statement = "UPDATE strikes SET pardoned = ? WHERE run_id = ? AND site = ? AND pardoned IS NULL"
+        self._write([(statement, (time.time(), run_id, site))])
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=30)

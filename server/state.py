@@ -3,7 +3,7 @@
 
 Each table has one module that reads and writes it: `invitation`, `site`, `site_certificate` and `retired_key` `server.sites`, `offer` and
 `approval` `server.offers`, `run` `server.run_registry`, `egress_receipt` `server.egress_receipts`, `addressed` and
-`push_session` `server.gateway.addressed`.
+`push_session` `server.gateway.addressed`. The schema has a number and is brought up to date at the first use (`common.databases`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.databases import Schema, bring_up_to_date, statements
 from common.errors import StorageError
 
-VERSION = 1
-SCHEMA = """
+_FIRST = """
 CREATE TABLE IF NOT EXISTS invitation (
     site TEXT NOT NULL, token_sha256 TEXT PRIMARY KEY, expires REAL NOT NULL, request_sha256 TEXT
 );
@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS push_session (
     session_id TEXT PRIMARY KEY, site TEXT NOT NULL, flower_run_id TEXT NOT NULL
 );
 """
+SCHEMA = Schema((statements(_FIRST),))
 
 
 class State:
@@ -66,8 +67,7 @@ class State:
         self._path = path
         _make_private(path)
         with self._open() as database:
-            if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-                database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            bring_up_to_date(database, SCHEMA, path)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

@@ -31,12 +31,16 @@ from typing import IO
 from common.errors import InputError, RefusedError, StorageError
 from common.files import write_atomic
 from common.flower_compat import superlink
+from common.json_log import JsonLines
+from common.listen import parse_listen
 from common.stopping import stopped_by_signal
+from server.certificate_watch import CertificateWatch
 from server.children import Child, ChildSpec, Group
 from server.home import ServerHome
 
 UP_FILE = "up.json"
 LOCK_FILE = "up.lock"
+SUPERLINK = "superlink"
 TICK_SECONDS = 0.1
 READY_SECONDS = 10.0
 STARTING_SECONDS = 0.5
@@ -80,7 +84,7 @@ def specs(home: ServerHome) -> list[ChildSpec]:
     """What runs, in the order in which it is started."""
     folder = str(home.folder)
     return [
-        ChildSpec("superlink", "common.flower_compat.superlink", tuple(superlink.arguments(home))),
+        ChildSpec(SUPERLINK, "common.flower_compat.superlink", tuple(superlink.arguments(home))),
         ChildSpec("executor", "server.executor", ("--home", folder)),
         ChildSpec("gateway", "server.gateway", ("--home", folder)),
     ]
@@ -95,19 +99,24 @@ class Supervisor:
         self._state = "starting"
         self._written = ""
         self._look_at = 0.0
+        self._certificate = CertificateWatch(home)
 
     def run(self) -> None:
         """Start everything, watch it, and leave nothing behind. Raises InputError, RefusedError before anything is started."""
         check_folder(self._home)
         with held(self._home), log_to(self._home) as log:
+            if (self._home.folder / UP_FILE).exists():  # of an `up` that was killed: what it says is over
+                self._write([])
             check_ports(self._home)
             (self._home.folder / UP_FILE).unlink(missing_ok=True)
+            self._written = ""
             group = Group(self._home.folder, child_environment(self._home))
             children = [Child(spec, group, log, child_log(self._home, spec.name)) for spec in self._specs]
             log.info("started, process %d", os.getpid())
             try:
-                while not self._stopping.wait(TICK_SECONDS):
-                    self._tick(children, log)
+                with metrics_served(self._home, log):
+                    while not self._stopping.wait(TICK_SECONDS):
+                        self._tick(children, log)
             finally:
                 self._stop(children, group, log)
 
@@ -119,7 +128,11 @@ class Supervisor:
             self._look(children, log)
 
     def _look(self, children: list[Child], log: logging.Logger) -> None:
-        """Whether everything answers: that is what `ready` means."""
+        """Whether everything answers: that is what `ready` means. A new certificate needs a new SuperLink."""
+        if self._certificate.has_new():
+            for child in children:
+                if child.spec.name == SUPERLINK:
+                    child.restart(STOP_SECONDS, "the server has a new certificate")
         is_up = all(child.is_alive for child in children) and is_healthy(self._home)
         self._look_at = time.monotonic() + (READY_SECONDS if is_up else STARTING_SECONDS)
         state = "ready" if is_up else "starting"
@@ -241,7 +254,7 @@ def log_to(home: ServerHome) -> Iterator[logging.Logger]:
     """A logger of JSON lines in `logs/up.log`."""
     home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = RotatingFileHandler(home.logs / "up.log", maxBytes=MAX_LOG_BYTES, backupCount=OLD_LOGS, encoding="utf-8")
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(JsonLines())
     log = logging.Logger("wardround.up", logging.INFO)
     log.addHandler(handler)
     try:
@@ -250,9 +263,22 @@ def log_to(home: ServerHome) -> Iterator[logging.Logger]:
         handler.close()
 
 
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()})
+@contextmanager
+def metrics_served(home: ServerHome, log: logging.Logger) -> Iterator[None]:
+    """`/metrics` while the block runs, where server.json wants it; nothing that goes wrong with it stops anything."""
+    listen = parse_listen(home.settings.metrics_listen)
+    if listen is None:
+        yield
+        return
+    from common.metrics_page import MetricsServer
+    from server.metrics import ServerMetrics
+
+    server = MetricsServer(ServerMetrics(home).page(), listen, log.info)
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
 
 
 def run_until_signal(home: ServerHome) -> None:

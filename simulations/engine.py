@@ -18,7 +18,7 @@ from types import TracebackType
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from client.worker import Worker, WorkerLost, WorkerSettings
+from client.worker import Parts, Worker, WorkerLost, WorkerSettings
 from common.flower_compat import identity
 from common.flower_compat import messages as codec
 from common.flower_compat.grids import NodeInfo, Run
@@ -96,7 +96,7 @@ class InProcessGrid(Grid):
             if not wanted & self._replies.keys():
                 self._arrival.wait(PULL_WAIT_SECONDS)
             arrived = [self._replies.pop(identifier).content for identifier in wanted & self._replies.keys()]
-        return [reply if isinstance(reply, Message) else codec.message_from_bytes(reply) for reply in arrived]
+        return [reply if isinstance(reply, Message) else codec.message_from_parts(reply) for reply in arrived]
 
     @property
     def kept_replies(self) -> int:
@@ -118,11 +118,11 @@ class InProcessGrid(Grid):
         """The context of the node that a message is for. Each node has one worker, so one thread asks for it."""
         return self._contexts[message.metadata.dst_node_id]
 
-    def deliver(self, message: Message, answer: tuple[bytes, bytes] | None) -> None:
+    def deliver(self, message: Message, answer: tuple[bytes, Parts] | None) -> None:
         """Keep a worker's answer (the node's new context, the reply) until it is pulled; None says that the worker died."""
         node = message.metadata.dst_node_id
         if answer is None:
-            reply: bytes | Message = Message(Refusal(RefusalCode.WORKER_LOST, self._sites[node]).to_records(), reply_to=message)
+            reply: Parts | Message = Message(Refusal(RefusalCode.WORKER_LOST, self._sites[node]).to_records(), reply_to=message)
         else:
             self._contexts[node], reply = answer
         with self._arrival:
@@ -141,7 +141,7 @@ class InProcessGrid(Grid):
 class _Reply:
     """A reply, as bytes or as the refusal for a lost worker, and the time (seconds since the epoch) until which somebody waits for it."""
 
-    content: bytes | Message
+    content: Parts | Message
     deadline: float
 
 
@@ -150,7 +150,7 @@ class _Request:
     """A message and its bytes."""
 
     message: Message
-    content: bytes
+    content: Parts
 
 
 class _Feeder:
@@ -178,7 +178,7 @@ class _Feeder:
     def _next(self) -> _Request | None:
         """The next message, ready to send; waits for one. None at the end."""
         message = self._queue.get()
-        return None if message is None else _Request(message, codec.message_to_bytes(message))
+        return None if message is None else _Request(message, codec.message_to_parts(message))
 
     def _exchange(self, request: _Request) -> _Request | None:
         """Let the worker answer one message; returns the next one."""

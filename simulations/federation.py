@@ -8,6 +8,7 @@ quickstart's synthetic data; the privacy is the quickstart's. At the end, also a
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ from common.data.phantom import PhantomReader
 from common.data.sources import RawTable
 from common.errors import InputError
 from common.files import write_atomic
+from common.stopping import stopped_by_signal
 from common.study import Study
 from common.study_file import load_study
 from simulations.layout import account_delta
@@ -52,8 +54,9 @@ class Demo:
             self._train(federation, hospitals, study)
             return self._facts(federation, hospitals, study)
         finally:
-            self.tell("stopping: hospitals, then the coordinator")
-            federation.stop()
+            with stopped_by_signal(threading.Event()):  # a second Ctrl-C must not leave half of them running
+                self.tell("stopping: hospitals, then the coordinator")
+                federation.stop()
 
     def _prepare(self, federation: Loopback, study: Study) -> list[Hospital]:
         self.tell("images: the synthetic chest radiographs of three scanners, one npz file a hospital")

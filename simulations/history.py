@@ -80,7 +80,7 @@ def active_seconds(events: Iterable[Event]) -> float:
     """Seconds in which the run was at work: from each start or resumption to the last event before the next one."""
     total, start, last = 0.0, None, None
     for event in events:
-        if event.name == "run_started":
+        if event.name == "run_started" and "resumed_from" not in event.facts:  # the simulation's own, not that of the server in it
             total += (last - start) if start is not None and last is not None else 0.0
             start = event.time
         last = event.time

@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 
+from common.crypto.private_files import replace_private
 from common.files import write_atomic
 from simulations.processes import Background, CommandFailed, Finished, command_line, free_ports, run, wait_until
 
@@ -52,6 +53,8 @@ class Loopback:
     ports: Sequence[int] = field(default_factory=lambda: free_ports(2))
     server: Background | None = None
     sites: dict[str, Background] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Where each process serves its figures, by the name of the hospital or `coordinator`."""
     starts: list[Background] = field(default_factory=list)
 
     @property
@@ -89,6 +92,9 @@ class Loopback:
         address = f"127.0.0.1:{self.ports[0]}"
         listen = ("--listen", address, "--superlink-port", str(self.ports[1]))
         run(SERVER, "init", self.coordinator, "--url", self.url, *listen, "--passphrase-file", self.passphrase)
+        settings = json.loads((self.coordinator / "server.json").read_text(encoding="utf-8"))
+        settings["metrics_listen"] = self._metrics_address("coordinator")
+        replace_private(self.coordinator / "server.json", json.dumps(settings, indent=1).encode())
 
     def up(self) -> None:
         """Start the server and wait until its gateway answers."""
@@ -137,7 +143,17 @@ class Loopback:
         text = _replaced(r"^cohorts: \{\}\n", f"cohorts:\n{cohort}", path.read_text(encoding="utf-8"))
         for name, value in self.limits.items():
             text = _replaced(rf"^  {name}: \S+", f"  {name}: {value:.8f}", text)
+        text = _replaced(r"^metrics: \S+", f"metrics: {self._metrics_address(hospital.name)}", text)
         write_atomic(path, _replaced(r"^# threads: 4 ", "threads: 1   ", text))
+
+    def scrape(self, name: str = "coordinator") -> str:
+        """What the coordinator or a hospital's daemon says on its page of metrics. Raises httpx.HTTPError."""
+        answer = httpx.get(f"http://{self.metrics[name]}/metrics", trust_env=False, timeout=10)
+        return answer.raise_for_status().text
+
+    def _metrics_address(self, name: str) -> str:
+        self.metrics[name] = f"127.0.0.1:{free_ports(1)[0]}"
+        return self.metrics[name]
 
     def start_site(self, hospital: Hospital, words: str | None = None) -> None:
         """Start a hospital's daemon; the first start takes the words that the coordinator read out."""

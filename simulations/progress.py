@@ -87,7 +87,7 @@ class RunView:
 def advance(view: RunView, event: Event) -> RunView:
     """The view after `event`: the same object brought up to date, or a new one when a new run starts."""
     facts: Mapping[str, Any] = event.facts
-    if event.name == "run_started":
+    if event.name == "run_started" and "resumed_from" not in facts:  # the simulation's own, not that of the server in it
         return RunView(started=facts, sites={str(name): SiteView() for name in facts.get("sites", ())}, now=event.time)
     view.now = event.time
     match event.name:
@@ -212,7 +212,7 @@ def _site_table(view: RunView) -> Table:
 
 def _plain_lines(view: RunView, event: Event) -> Iterator[str]:
     match event.name:
-        case "run_started":
+        case "run_started" if "resumed_from" not in event.facts:
             yield f"{view.started.get('study')}: {_count(len(view.sites), 'site')}, {_count(view.rounds, 'round')}; {_privacy(view)}"
             yield f"run folder: {view.started.get('run_dir')}"
         case "phase_started":

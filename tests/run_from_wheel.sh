@@ -12,7 +12,7 @@ cp -r "$here"/{common,client,server,simulations,pyproject.toml,README.md,LICENSE
 "$PYTHON" -m build --wheel --no-isolation --outdir "$work/dist" "$work/source" >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
 "$PYTHON" -m pip install --quiet --no-deps --target "$work/site" "$work"/dist/*.whl
 mkdir "$work/project"
-cp -r "$here/tests" "$here/docs" "$here"/{README.md,CHANGELOG.md,Makefile,pyproject.toml,constraints.txt,LICENSE} "$work/project"
+cp -r "$here/tests" "$here/docs" "$here/deploy" "$here"/{README.md,CHANGELOG.md,Makefile,pyproject.toml,constraints.txt,LICENSE} "$work/project"
 if [ -d "$here/../shared" ]; then ln -s "$(cd "$here/../shared" && pwd)" "$work/shared"; fi
 
 cd "$work/project"

@@ -22,7 +22,15 @@ MAY_IMPORT = {
 PUBLIC_FLOWER = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.clientapp.mod"}
 COMPATIBILITY = "common/flower_compat/"
 ONLY_WHERE_USED = {"torchvision", "sklearn", "matplotlib", "ray", "pydicom", "PIL"}
-SEES_BOTH_ENDS = ("simulations/", "tests/simulations/", "tests/e2e/", "tests/bench/", "tests/support/", "tests/test_docs.py")
+SEES_BOTH_ENDS = (
+    "simulations/",
+    "tests/simulations/",
+    "tests/e2e/",
+    "tests/bench/",
+    "tests/support/",
+    "tests/deploy/",
+    "tests/test_docs.py",
+)
 
 
 def sources() -> list[tuple[str, Path]]:

@@ -17,12 +17,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from client.charging import promised_event
+from client.figures import Figures
 from client.ledger.fold import LedgerFold
-from client.ledger.recovery import recover, write_off
-from client.site import home_of, key_path, ledger_settings, open_ledger, receipts_path
-from common.crypto.secrets import Secret
-from common.privacy.accountant import epsilon_pld, event_from_json
+from client.ledger.recovery import write_off
+from client.site import figures_path, home_of, ledger_settings, open_ledger, receipts_path
 from common.privacy.charge_book import Line, State
 
 NOT_PROTECTED = "not protected"
@@ -35,14 +33,15 @@ def show(folder: Path) -> dict[str, Any]:
     """
     (name, cap), ledger = ledger_settings(folder), open_ledger(folder)
     fold = ledger.fold()
-    accounts = [_account(fold, account, line, cap) for account in fold.accounts.names for line in Line]
-    return {"site": name, "rows": fold.number, "behind": bool(ledger.lacking(fold)), "accounts": accounts}
+    figures = Figures(figures_path(home_of(folder)))
+    accounts = [_account(fold, account, line, cap, figures) for account in fold.accounts.names for line in Line]
+    return {"site": name, "rows": fold.number, "behind": bool(ledger.unanswered()), "accounts": accounts}
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """Check every row, its hash, its MAC, the triggers, the patients and the receipts.
 
-    Raises StorageError for damage, RefusedError LEDGER_BEHIND when a receipt shows rows that are not there.
+    Raises StorageError for damage, RefusedError LEDGER_BEHIND when a receipt or the log of what left shows rows that are not there.
     """
     ledger = open_ledger(folder)
     ledger.check_storage()
@@ -55,15 +54,34 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def recover_site(folder: Path) -> dict[str, Any]:
-    """Charge again what a restored ledger lacks. Raises StorageError."""
-    return asdict(recover(open_ledger(folder), _secret(folder)))
+    """Charge again what a restored ledger lacks, after asking the coordinator. Raises as `client.recovering.recover_site`."""
+    from client.recovering import recover_site as run
+
+    outcome = run(folder)
+    return {**asdict(outcome.recovered), "asked": outcome.asked, "not_asked": outcome.not_asked, "was_restored": outcome.was_restored}
+
+
+def recovery_text(facts: dict[str, Any]) -> str:
+    """What a recovery did, in words."""
+    parts = []
+    if facts["receipts"]:
+        parts.append(f"{facts['charges']} charges were missing and are charged again ({facts['receipts']} receipts)")
+    if facts["patients_lost"]:
+        parts.append("rows that brought patients are lost, so some of these charges count for every account")
+    if facts["left"]:
+        parts.append(f"{facts['left']} charges are made for what left without a receipt; they count for every account")
+    if facts["not_asked"]:
+        parts.append(f"the coordinator was not asked ({facts['not_asked']}): what only it knows may still show")
+    if facts["was_restored"]:
+        parts.append("this restored site may train again")
+    return "; ".join(parts) or "nothing is missing"
 
 
 def write_off_account(folder: Path, account: str, reason: str) -> dict[str, Any]:
     """Close an account for good. Raises InputError."""
     ledger = open_ledger(folder)
     name = write_off(ledger, account, reason)
-    return {"account": name, "reason": reason, "behind": bool(ledger.lacking(ledger.fold()))}
+    return {"account": name, "reason": reason, "behind": bool(ledger.unanswered())}
 
 
 def export_rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -97,17 +115,17 @@ def print_accounts(facts: dict[str, Any], console: Console) -> None:
     if third == "promised":
         console.print("promised: ε when all that studies were promised is spent too; left is what no study was promised.")
     if facts["behind"]:
-        console.print("This ledger is behind a receipt: nothing trains until `wardround-client ledger recover` has run.")
+        console.print("This ledger is behind what is known of it: nothing trains until `wardround-client ledger recover` has run.")
 
 
-def _account(fold: LedgerFold, name: str, line: Line, cap: float | None) -> dict[str, Any]:
+def _account(fold: LedgerFold, name: str, line: Line, cap: float | None, figures: Figures) -> dict[str, Any]:
     charges = [charge for charge in fold.history(name, line) if charge.state is not State.SETTLED]
     promises = fold.promises(name, line)
     delta = fold.accounts.delta(name)
-    spent = [event_from_json(charge.event_json) for charge in charges]
-    epsilon = epsilon_pld(spent, delta)
+    spent = [charge.event_json for charge in charges]
+    epsilon = figures.epsilon(spent, delta)
     protected = math.isfinite(epsilon)
-    whole = epsilon_pld([*spent, *(event_from_json(promised_event(one)) for one in promises)], delta) if protected and promises else epsilon
+    whole = figures.epsilon([*spent, *(one.event_json for one in promises)], delta) if protected and promises else epsilon
     return {
         "account": name,
         "line": line.value,
@@ -126,7 +144,3 @@ def _account(fold: LedgerFold, name: str, line: Line, cap: float | None) -> dict
 
 def _figure(value: float | None, otherwise: str) -> str:
     return otherwise if value is None else f"{value:.3f}"
-
-
-def _secret(folder: Path) -> Secret:
-    return Secret.read(key_path(home_of(folder)))

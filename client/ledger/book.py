@@ -27,6 +27,7 @@ from client.ledger.fold import LedgerFold
 from client.ledger.heads import Receipt, signed_head
 from client.ledger.receipts import ReceiptFile
 from client.ledger.rows import ChargeEntry, EarmarkEntry, Entry, Row
+from client.ledger.witnesses import NoWitness, Sighting, Witness
 from common.crypto.secrets import Secret
 from common.errors import InputError, RefusedError
 from common.privacy.charge_book import (
@@ -50,13 +51,17 @@ Draft = tuple[Entry, Patients]
 
 
 class Ledger(ChargeBook):
-    """The ledger in the file `path`, made at the first row. Only rows that are new since the last call are read and checked."""
+    """The ledger in the file `path`, made at the first row. Only rows that are new since the last call are read and checked.
 
-    def __init__(self, path: Path, secret: Secret, receipts: ReceiptFile) -> None:
+    It must not be behind its receipts, nor behind what `witness` has seen.
+    """
+
+    def __init__(self, path: Path, secret: Secret, receipts: ReceiptFile, witness: Witness | None = None) -> None:
         self._file = LedgerFile(path)
         self._secret = secret
         self._mac_key = secret.derive(MAC_PURPOSE)
         self._receipts = receipts
+        self._witness = NoWitness() if witness is None else witness
         self._fold = LedgerFold(self._mac_key)
         self._fresh: set[ChargeKey] = set()  # reserved by this object and not asked for again: only these can be settled
 
@@ -143,18 +148,22 @@ class Ledger(ChargeBook):
         return self.fold().accounts.delta(account)
 
     def check_not_behind(self) -> None:
-        """Raises RefusedError LEDGER_BEHIND when a receipt shows rows that this ledger lacks."""
-        self._check_receipts(self.fold())
+        """Raises RefusedError LEDGER_BEHIND when a receipt or a witness shows rows that this ledger lacks."""
+        sightings = self.sightings()  # before the rows: whoever shows a row saw it after it was written
+        _check_not_behind(self.fold(), sightings)
 
-    def _check_receipts(self, fold: LedgerFold) -> None:
-        lacking = self.lacking(fold)
-        if lacking:
-            newest = max(lacking, key=lambda receipt: receipt.row)
-            raise RefusedError(
-                LEDGER_BEHIND,
-                f"a receipt shows row {newest.row} with hash {newest.hash[:12]}…, this ledger lacks it: it was restored from an old copy. "
-                "Nothing trains until `wardround-client ledger recover` has charged what is missing",
-            )
+    def unanswered(self) -> list[Sighting]:
+        """What shows that this ledger is behind; empty when it is not."""
+        sightings = self.sightings()
+        return _unanswered(self.fold(), sightings)
+
+    def sightings(self) -> list[Sighting]:
+        """Every head that this ledger must have, or must have answered: of receipts, and of what its witness has seen."""
+        receipts = [
+            Sighting(one.id, f"a receipt shows row {one.row} with hash {one.hash[:12]}…, this ledger lacks it")
+            for one in self._receipts.receipts()
+        ]
+        return [*receipts, *self._witness.sightings()]
 
     def lacking(self, fold: LedgerFold) -> list[Receipt]:
         """Receipts for rows that are not in the ledger and were not answered."""
@@ -208,7 +217,7 @@ class Ledger(ChargeBook):
                 drafts.append((ChargeEntry(charge), {}))
 
     def _check_open(self, account: str) -> None:
-        self._check_receipts(self._fold)
+        _check_not_behind(self._fold, self.sightings())
         if not self._fold.accounts.is_known(account):
             raise InputError(f"ledger: account {account[:40]} has no patients; register the cohort first")
         if self._fold.is_written_off(account):
@@ -247,6 +256,22 @@ class Ledger(ChargeBook):
         check_schema(database)
         for row in list(rows_after(database, here)):
             self._fold.take(row, patients_of(database, row.number))
+
+
+def _unanswered(fold: LedgerFold, sightings: Iterable[Sighting]) -> list[Sighting]:
+    by_id = {one.id: one for one in sightings}
+    return [by_id[one] for one in fold.lacks(by_id)]
+
+
+def _check_not_behind(fold: LedgerFold, sightings: Iterable[Sighting]) -> None:
+    lacking = _unanswered(fold, sightings)
+    if lacking:
+        newest = max(lacking, key=lambda one: one.id[0])
+        raise RefusedError(
+            LEDGER_BEHIND,
+            f"{newest.what}: it was restored from an old copy. Nothing trains until `wardround-client ledger recover` has charged what is "
+            "missing",
+        )
 
 
 def _drafts(registration: Registration) -> list[Draft]:

@@ -5,6 +5,9 @@ One file with a rollback journal (`journal_mode=DELETE`) and `synchronous=EXTRA`
 `FULL` alone that deletion is not synced, so after a power cut the journal may come back and take an acknowledged row away again. EXTRA
 syncs the folder too. One file and no shared memory, so it can be copied for a backup and lies well on any file system.
 
+The schema has a number (`common.databases`). A file from before it was counted has the same tables and triggers; it gets the number at
+its first use. A step to a further version must leave rows, chain and triggers as they are: `check_schema` looks before and after.
+
 Locks are the kernel's and end with their process, so none is ever stale. Triggers forbid to change or delete a row, or to put one
 anywhere but at the end.
 """
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from client.ledger.rows import Row
+from common.databases import Schema, bring_up_to_date
 from common.errors import StorageError
 from common.files import locked, sync_folder
 from common.privacy.charge_book import Line
@@ -59,6 +63,7 @@ class LedgerFile:
             if not self.path.exists():
                 self._create()
             with closing(self._connect()) as database:
+                bring_up_to_date(database, VERSIONS, self.path)
                 database.execute("BEGIN IMMEDIATE")
                 yield database
                 database.execute("COMMIT")
@@ -71,6 +76,7 @@ class LedgerFile:
                 yield None
                 return
             with closing(self._connect()) as database:
+                bring_up_to_date(database, VERSIONS, self.path)
                 database.execute("BEGIN")
                 yield database
 
@@ -94,7 +100,7 @@ class LedgerFile:
                 leftover.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             with closing(LedgerFile(temporary)._connect()) as database:
-                for statement in ("BEGIN IMMEDIATE", *SCHEMA.values(), "COMMIT"):
+                for statement in ("BEGIN IMMEDIATE", *SCHEMA.values(), f"PRAGMA user_version = {VERSIONS.version}", "COMMIT"):
                     database.execute(statement)
             temporary.replace(self.path)
             sync_folder(self.path.parent)
@@ -149,3 +155,11 @@ def check_schema(database: sqlite3.Connection) -> None:
     wrong = sorted(name for name in {*found, *SCHEMA} if found.get(name) != SCHEMA.get(name))
     if wrong:
         raise StorageError(f"ledger: {', '.join(wrong)} is missing or was changed; restore the ledger from its backup")
+
+
+def _is_whole(database: sqlite3.Connection, _version: int) -> None:
+    check_schema(database)
+
+
+VERSIONS: Final = Schema(steps=((),), check=_is_whole)
+"""Version 1 is what there was before the schema had a number; so the first step changes nothing but the number."""

@@ -13,16 +13,22 @@ from dataclasses import dataclass
 
 from client.ledger.rows import EarmarkEntry
 from common.errors import StorageError
+from common.privacy.accountant import composed_json
 from common.privacy.charge_book import Charge, Line, State
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What is left of an earmark: `count` releases of `event_json`. `new_runs`: runs that have charged nothing yet."""
+    """What is left of an earmark: `count` releases of the earmark's event. `new_runs`: runs that have charged nothing yet."""
 
     earmark: EarmarkEntry
     count: int
     new_runs: int
+
+    @property
+    def event_json(self) -> str:
+        """All that it still allows, as one event (canonical JSON)."""
+        return composed_json(self.earmark.event_json, self.count)
 
 
 class Earmarks:

@@ -81,7 +81,13 @@ def register_node(home: CoordinatorHome, public_key_pem: str, name: str) -> int:
         known = _node_with(client, key)
         if known is not None:
             return known.node_id
-        return int(client.RegisterNode(RegisterNodeRequest(public_key=key.encode(), name=name)).node_id)
+        try:
+            return int(client.RegisterNode(RegisterNodeRequest(public_key=key.encode(), name=name)).node_id)
+        except httpx.HTTPStatusError as error:  # somebody else of ours (the executor keeps the nodes too) was a moment quicker
+            known = _node_with(client, key) if _code(error) == ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE else None
+            if known is None:
+                raise
+            return known.node_id
 
 
 def unregister_node(home: CoordinatorHome, node_id: int) -> None:

@@ -29,7 +29,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -52,6 +52,7 @@ NO_MESSAGES = b""
 """A PullMessagesResponse that holds nothing."""
 MAX_OBJECTS = 8192
 """Objects of one reply: two for each tensor and one for each 5 MiB; more would only keep Flower's database busy."""
+_LENGTH_DELIMITED = 2
 _OBJECT_ID = re.compile("[0-9a-f]{64}")
 
 
@@ -138,6 +139,25 @@ def read_deliveries(body: bytes) -> tuple[Delivery, ...]:
 def read_session(body: bytes) -> str:
     """The session for the objects of a reply, in the answer to push-messages; empty when there is none. Raises ProtocolError."""
     return str(_parsed(PushMessagesResponse, body).session_id)
+
+
+def object_answer_head(size_bytes: int) -> bytes:
+    """How the answer to pull-object begins when the object is there; its `size_bytes` bytes follow, and nothing else.
+
+    Protobuf takes the fields of a message in any order: the content comes last, so it need not be in memory.
+    """
+    tag = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number << 3 | _LENGTH_DELIMITED
+    found = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
+    return bytes(found) + _varint(tag) + _varint(size_bytes)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the highest bit of a byte says that more follow."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*digits, number])
 
 
 def _delivery(message: Any, tree: Any) -> Delivery:

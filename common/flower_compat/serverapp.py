@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ServerApp of a real run: Flower's own runner, with a grid of ours and no code from anywhere else.
+r"""One ServerApp of a real run: Flower's own runner, with a grid of ours and no code from anywhere else.
 
-    python -m common.flower_compat.serverapp --address HOST:PORT --root-certificates CA --token-file F --bundle-sha256 H --app MODULE
+    python -m common.flower_compat.serverapp --address HOST:PORT --root-certificates CA --token-file F --bundle-sha256 H \
+        --objects DIR --app MODULE
 
-The token comes in a file that is removed as soon as it is read. The bundle of the run has to be the one with the digest H, which holds no
+The token comes in a file that is removed as soon as it is read, which is when everything is loaded: from then on this process speaks for
+itself, and the SuperLink hears its heartbeats. The bundle of the run has to be the one with the digest H, which holds no
 code, and MODULE, imported before anything of the bundle is unpacked, is the installed one. The grid hands out one reply at a time, so that
 memory does not grow with the number of sites, and believes what the SuperLink says about a reply before what the reply says of itself.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import logging
 import os
 import sys
 import time
@@ -20,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Queue
+from typing import TextIO, cast
 
 os.environ.setdefault("FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES", "8")
 os.environ.setdefault("FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS", "8")
@@ -33,17 +37,19 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
-from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError, is_valid_sha256_hash, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
-from flwr.supercore.logger import mirror_output_to_queue
+from flwr.supercore.logger import LOGGER_NAME, mirror_output_to_queue
 from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError, RefusedError
 from common.flower_compat.packing import packed, unpacked
 from common.flower_compat.superlink import direct
+from common.json_log import RUN_LOG, JsonStream, json_handler
 
+RUNNER = "flwr.superlink.runtime.run_serverapp"
 OBJECT_BACKOFF_SECONDS = 0.02
 OBJECT_BACKOFF_CAP_SECONDS = 0.5
 REPLY_SECONDS = 900.0
@@ -74,10 +80,22 @@ class Pace:
 
 
 class FederationGrid(HttpGrid):
-    """Flower's grid over HTTP: straight to the SuperLink, one inflated reply at a time, a bad reply no error of the run."""
+    """Flower's grid over HTTP: straight to the SuperLink, one inflated reply at a time, a bad reply no error of the run.
 
-    def __init__(self, runtime_api_address: str, insecure: bool = False, root_certificates: bytes | None = None, *, token: str) -> None:
+    Large objects are read from `objects`, the SuperLink's folder of them, when it is given.
+    """
+
+    def __init__(
+        self,
+        runtime_api_address: str,
+        insecure: bool = False,
+        root_certificates: bytes | None = None,
+        *,
+        token: str,
+        objects: Path | None = None,
+    ) -> None:
         super().__init__(runtime_api_address, insecure, root_certificates, token=token)
+        self._objects = objects
         self._replies_pace, self._nodes_pace = Pace(), Pace()
 
     def _connect(self) -> None:
@@ -122,9 +140,10 @@ class FederationGrid(HttpGrid):
     def _fetch(self, message_id: str, tree: ObjectTree) -> dict[str, bytes]:
         """All objects of a reply, which the SuperLink then forgets."""
         run_id = self.run.run_id
+        ask = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id)
         contents = pull_objects(
             [part.object_id for part in iterate_object_tree(tree)],
-            make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id),
+            lambda identifier: self._from_file(identifier) or ask(identifier),
             max_time=REPLY_SECONDS,
             max_tries_per_object=None,
             initial_backoff=OBJECT_BACKOFF_SECONDS,
@@ -134,6 +153,17 @@ class FederationGrid(HttpGrid):
             ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=message_id)
         )
         return contents
+
+    def _from_file(self, object_id: str) -> bytes | None:
+        """A large object, when it is there already. Raises ObjectPullError for what cannot be the name of one."""
+        if self._objects is None:
+            return None
+        if not is_valid_sha256_hash(object_id):
+            raise ObjectPullError(object_id[:64], "not a SHA-256 digest")
+        try:
+            return (self._objects / object_id).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _unreadable(self, announced: ProtoMessage, error: BaseException) -> Message:
         """An error reply in place of one that cannot be read."""
@@ -165,27 +195,40 @@ def install_only(sha256: str, content: bytes, skip_prompt: bool = True) -> Path:
     return Path(install_from_fab(content, skip_prompt=skip_prompt))
 
 
-def run(address: str, root_certificates: bytes, token: str, bundle_sha256: str) -> None:
+def run(address: str, root_certificates: bytes, token: str, bundle_sha256: str, objects: Path) -> None:
     """Run the ServerApp of the task that `token` stands for; ends the process."""
-    runner = importlib.import_module("flwr.superlink.runtime.run_serverapp")
-    vars(runner)["HttpGrid"] = FederationGrid
+    runner = importlib.import_module(RUNNER)
+    vars(runner)["HttpGrid"] = partial(FederationGrid, objects=objects)
     vars(runner)["install_from_fab"] = partial(install_only, bundle_sha256)
     log_queue: Queue[str | None] = Queue()
     mirror_output_to_queue(log_queue)
     runner.run_serverapp(address, log_queue, token, insecure=False, certificates=root_certificates, runtime_dependency_install=False)
 
 
+def log_as_json() -> None:
+    """Everything that this process prints and logs becomes JSON lines; what Flower mirrors to the SuperLink as well."""
+    sys.stdout, sys.stderr = (cast(TextIO, JsonStream(stream)) for stream in (sys.stdout, sys.stderr))
+    handler = json_handler(sys.stdout)
+    for name in (RUN_LOG, LOGGER_NAME):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+    logging.getLogger(RUN_LOG).setLevel(logging.INFO)
+    handler.setLevel(logging.INFO)
+
+
 def main(command_line: Sequence[str]) -> None:
     """Read the command line and the token, and run."""
     parser = argparse.ArgumentParser(prog="serverapp")
-    for option in ("--address", "--root-certificates", "--token-file", "--bundle-sha256", "--app"):
+    for option in ("--address", "--root-certificates", "--token-file", "--bundle-sha256", "--objects", "--app"):
         parser.add_argument(option, required=True)
     options = parser.parse_args(command_line)
+    log_as_json()
+    for module in (options.app, RUNNER):
+        importlib.import_module(module)
     token_file = Path(options.token_file)
     token = token_file.read_text(encoding="ascii")
     token_file.unlink()
-    importlib.import_module(options.app)
-    run(options.address, Path(options.root_certificates).read_bytes(), token, options.bundle_sha256)
+    run(options.address, Path(options.root_certificates).read_bytes(), token, options.bundle_sha256, Path(options.objects))
 
 
 if __name__ == "__main__":

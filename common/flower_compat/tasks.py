@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import httpx
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from common.errors import ProtocolError
@@ -35,7 +35,7 @@ class TaskSource:
     """The SuperLink's queue of ServerApp tasks; keeps its connection."""
 
     def __init__(self, home: CoordinatorHome) -> None:
-        self._where = address(home)
+        self._home, self._where = home, address(home)
         secret = home.superexec_secret.read_bytes()
         self._client = RuntimeHttpClient(
             f"https://{self._where}",
@@ -57,6 +57,23 @@ class TaskSource:
         if not (answer.HasField("task") and answer.token):
             return None
         return ServerTask(int(answer.task.task_id), int(answer.task.run_id), answer.token)
+
+    def keep(self, task: ServerTask) -> bool:
+        """Speak for a server that is still starting: Flower takes a task back that it has not heard of for half a minute.
+
+        Returns False when it was too late, or the SuperLink does not answer.
+        """
+        client = RuntimeHttpClient(
+            f"https://{self._where}",
+            interceptors=[RuntimeVersionHttpInterceptor("flwr-serverapp"), RuntimeTokenHttpInterceptor(token=task.token)],
+        )
+        direct(client, self._home.ca_certificate.read_bytes())
+        try:
+            return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            return False
+        finally:
+            client.close()
 
     def close(self) -> None:
         """Close the connection."""

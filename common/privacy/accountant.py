@@ -71,6 +71,11 @@ def event_to_json(event: DpEvent) -> str:
     return json.dumps(_to_plain(event), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def composed_json(text: str, count: int) -> str:
+    """Canonical JSON of `count` times the event `text`, itself canonical; dp_accounting is not loaded for it."""
+    return json.dumps({"type": "SelfComposedDpEvent", "event": json.loads(text), "count": count}, sort_keys=True, separators=(",", ":"))
+
+
 def event_from_json(text: str) -> DpEvent:
     """The event that `event_to_json` wrote. Raises StorageError when it is anything else."""
     try:

@@ -5,30 +5,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from common.privacy.bookkeeping import bounds
 from common.privacy.grid import GRID_BITS, relative_sensitivity
-from common.privacy.step import PrivateStepper
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from common.privacy.generator import SystemGenerator
+    from common.privacy.step import ClosableStepper
 
 ENGINES: Final[Mapping[str, tuple[str, str]]] = {
     "bookkeeping": ("common.privacy.bookkeeping.engine", "BookkeepingStepper"),
     "opacus": ("common.privacy.opacus_engine", "OpacusStepper"),
 }
-
-
-class ClosableStepper(PrivateStepper, Protocol):
-    """A stepper that can give its model back."""
-
-    def close(self) -> None:
-        """Remove everything that was attached to the model."""
-        ...
 
 
 def make_stepper(

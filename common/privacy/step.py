@@ -63,3 +63,11 @@ class PrivateStepper(Protocol):
     def private_step(self, microbatches: Iterable[MicroBatch]) -> StepReport:
         """Take one step. No micro-batch at all is a step of noise only, and must be charged like any other."""
         ...
+
+
+class ClosableStepper(PrivateStepper, Protocol):
+    """A stepper that can give its model back."""
+
+    def close(self) -> None:
+        """Remove everything that was attached to the model."""
+        ...

@@ -227,12 +227,9 @@ def _authority(home: ServerHome, passphrase_file: Path | None, ca_key: Path | No
 
 def _passphrase(file: Path | None, new: bool) -> bytes:
     """From the file, else asked for, twice when it is chosen now."""
-    from server.authority import checked_passphrase, passphrase_in
+    from common.crypto.passphrases import ask_passphrase
 
-    if file is not None:
-        return passphrase_in(file)
-    text = "Choose a passphrase for the authority's key" if new else "Passphrase of the authority's key"
-    return checked_passphrase(typer.prompt(text, hide_input=True, confirmation_prompt=new, err=True).encode())
+    return ask_passphrase(file, "the authority's key", is_new=new)
 
 
 def _date(seconds: float | None) -> str:

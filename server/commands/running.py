@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of the coordinator: start, resume, status, runs, logs, stop."""
+"""Commands of the coordinator: start, resume, status, runs, logs, stop, readmit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,7 @@ WaitOption = Annotated[
     typer.Option("--wait-seconds", min=0, help="How long to wait for the sites' answers (default: as long as the offer is good)."),
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Come back once the run has been handed over; it goes on by itself.")]
+SiteArgument = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the start of it, or `last`.")]
 
 
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=f"Example: {NAME} runs --json")(runs)
     app.command(epilog=f"Example: {NAME} logs last")(logs)
     app.command(epilog=f"Example: {NAME} stop 3fa9c1")(stop)
+    app.command(epilog=f"Example: {NAME} readmit 3fa9c1 st-mary")(readmit)
 
 
 def start(
@@ -87,19 +89,18 @@ def _carry_out(server: ServerHome, run_id: str, wait_seconds: float | None, deta
     """Wait for the answers, submit, follow; Ctrl-C ends this command, never the run."""
     from common.errors import RunInterrupted
     from server.following import Tail, follow, run_facts
-    from server.launch import submit, the_offer, wait_for_answers
+    from server.launch import the_offer, wait_for_answers
     from server.state import State
 
+    tail = Tail(server, run_id)
     try:
         wait_for_answers(server, run_id, float("inf") if wait_seconds is None else wait_seconds, _say_answers)
     except KeyboardInterrupt:
         raise RunInterrupted(f"the offer stands; `{NAME} resume {run_id[:8]}` goes on, `{NAME} stop {run_id[:8]}` takes it back") from None
-    tail = Tail(server, run_id)
-    flower_run_id = submit(server, the_offer(State(server.state), run_id))
-    _say(f"run {run_id[:8]}: started")
+    _submit(server, run_id)
     try:
         if not detach:
-            follow(server, run_id, flower_run_id, tail, _say_event)
+            follow(server, run_id, tail, _say_event)
     except KeyboardInterrupt:
         raise RunInterrupted(f"the run goes on; `{NAME} status` shows it, `{NAME} stop {run_id[:8]}` stops it") from None
     facts = run_facts(server, the_offer(State(server.state), run_id), time.time())
@@ -107,6 +108,21 @@ def _carry_out(server: ServerHome, run_id: str, wait_seconds: float | None, deta
         print(json.dumps({**facts.as_json, "folder": str(server.run(run_id))}))
     elif not detach:
         _say(f"run {run_id[:8]}: {facts.rounds_done} rounds done; the model and all about them are in {server.run(run_id)}")
+
+
+def _submit(server: ServerHome, run_id: str) -> None:
+    """Hand a run over, unless the executor has just resumed it by itself."""
+    from common.errors import RefusedError
+    from server.launch import submit, the_offer
+    from server.state import State
+
+    try:
+        submit(server, the_offer(State(server.state), run_id))
+        _say(f"run {run_id[:8]}: started")
+    except RefusedError as error:
+        if error.code != "RUN_ACTIVE":
+            raise
+        _say(f"run {run_id[:8]}: it runs already")
 
 
 def status(
@@ -146,9 +162,9 @@ def runs(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def logs(run: RunArgument, home: HomeOption = None) -> None:
     """What the server of a run printed, every time it was started."""
-    from server.executor import log_of
     from server.home import ServerHome
     from server.launch import the_offer
+    from server.run_processes import log_of
     from server.run_registry import RunRegistry
     from server.state import State
 
@@ -175,6 +191,27 @@ def stop(run: RunArgument, home: HomeOption = None) -> None:
     _say(f"run {offer.run_id[:8]}: " + ("stopped" if was_running else "was not running; its offer is taken back"))
 
 
+def readmit(
+    run: RunArgument, site: Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")], home: HomeOption = None
+) -> None:
+    """Let a site that was suspended for its bad updates take part in a run again, from the next round on."""
+    from common.errors import InputError
+    from server.home import ServerHome
+    from server.launch import the_offer
+    from server.runs import RunStore
+    from server.state import State
+
+    server = ServerHome.find(home)
+    run_id = the_offer(State(server.state), run).run_id
+    path = server.run(run_id) / "rounds.sqlite"
+    store = RunStore(path) if path.exists() else None
+    suspended = store.suspended(run_id) if store is not None else {}
+    if store is None or site not in suspended:
+        raise InputError(f"{site}: not suspended in run {run_id[:8]}; suspended are: {', '.join(suspended) or 'none'}")
+    store.pardon(run_id, site)
+    _say(f"run {run_id[:8]}: {site} takes part again; it was suspended for: {'; '.join(suspended[site])}")
+
+
 def _running(home: Path | None) -> ServerHome:
     """The folder, if `up` runs in it."""
     from common.errors import FederationError
@@ -193,17 +230,20 @@ def _say_answers(found: Answers) -> None:
 
 
 def _say_event(event: Event) -> None:
-    facts: dict[str, Any] = dict(event.facts)
     texts = {
         "round_started": "round {round}: {sites}",
         "site_replied": "round {round}: {site} replied after {seconds:.1f} s",
         "site_refused": "round {round}: {site} {code} {reason}",
         "round_done": "round {round}: {updates} updates in {seconds:.1f} s",
+        "site_away": "round {round}: {site} is away; waiting for it",
+        "run_resumed": "it goes on: {reason}",
+        "checkpoint_damaged": "{file} is damaged ({reason}); {then}",
+        "site_suspended": "{site} is suspended: {reasons}",
         "measured": "round {round}: AUROC {auroc}, standard error {standard_error}",
     }
     if event.name in texts:
-        facts["sites"] = ", ".join(facts["sites"]) if isinstance(facts.get("sites"), list) else facts.get("sites")
-        _say(texts[event.name].format(**facts).rstrip())
+        shown = {name: "; ".join(map(str, fact)) if isinstance(fact, list) else fact for name, fact in event.facts.items()}
+        _say(texts[event.name].format(**shown).rstrip())
 
 
 def _say(text: str) -> None:

@@ -43,11 +43,15 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console | None = None) -
     table.add_column("sites", overflow="fold")
     for run in runs:
         said = [f"{label} {', '.join(run[key])}" for label, key in ANSWERS.items() if run[key]]
+        said += [f"suspended: {', '.join(run['suspended'])}"] if run["suspended"] else []
         table.add_row(run["run_id"][:8], run["study"], run["status"], f"{run['rounds_done']}/{run['rounds']}", "; ".join(said))
     console.print(table)
     for run in runs:
         if run["details"]:
             console.print(f"{run['run_id'][:8]}: {run['details']}", soft_wrap=True, markup=False)
+        for site, reasons in run["suspended"].items():
+            text = f"{run['run_id'][:8]}: {site} is suspended ({'; '.join(reasons)}); `wardround-server readmit {run['run_id'][:8]} {site}`"
+            console.print(text, soft_wrap=True, markup=False)
 
 
 def _child(child: dict[str, Any]) -> str:

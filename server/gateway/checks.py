@@ -105,15 +105,32 @@ async def _message_is_own(asked: Asked, books: Books) -> None:
         raise Denied(403, Code.NOT_ADDRESSED, "that message was not delivered to this site")
 
 
+async def _replies_are_few(asked: Asked, books: Books) -> None:
+    """Push-messages: each opens a session in Flower's database, also for a reply that is there already."""
+    call, most = asked.call, books.limits.replies_to_a_message
+    if isinstance(call, ReplyPush) and books.addressed.taken(asked.site.name, call.run_id, call.reply_to).replies >= most:
+        raise Denied(413, Code.TOO_MANY_REPLIES, f"a message is answered at most {most} times, all attempts counted")
+
+
 async def _session_is_own(asked: Asked, books: Books) -> None:
     """Push-object: Flower takes an empty session for any open one, of whomever."""
     call = asked.call
+    if isinstance(call, ObjectPush) and not books.addressed.has_session(asked.site.name, call.run_id, call.session_id):
+        raise Denied(403, Code.NOT_YOUR_SESSION, "no reply of this site opened that session; push the reply again")
+
+
+async def _reply_has_room(asked: Asked, books: Books) -> None:
+    """Push-object: bounded by the message, because a reply that is announced again opens a new session."""
+    call, limits = asked.call, books.limits
     if not isinstance(call, ObjectPush):
         return
-    if not books.addressed.has_session(asked.site.name, call.run_id, call.session_id):
-        raise Denied(403, Code.NOT_YOUR_SESSION, "no reply of this site opened that session; push the reply again")
-    if books.addressed.push(call.session_id, call.size_bytes) > books.limits.reply_bytes:
-        raise Denied(413, Code.REPLY_TOO_LARGE, f"the objects of one reply may have at most {books.limits.reply_bytes} bytes together")
+    taken = books.addressed.taken_with(asked.site.name, call.session_id)
+    if taken.size_bytes + call.size_bytes > limits.reply_bytes or taken.objects >= limits.reply_objects:
+        raise Denied(
+            413,
+            Code.REPLY_TOO_LARGE,
+            f"in reply to one message at most {limits.reply_objects} objects of {limits.reply_bytes} bytes together are taken",
+        )
 
 
 CHECKS: tuple[Callable[[Asked, Books], Awaitable[None]], ...] = (
@@ -122,7 +139,9 @@ CHECKS: tuple[Callable[[Asked, Books], Awaitable[None]], ...] = (
     _run_is_approved,
     _object_is_addressed,
     _message_is_own,
+    _replies_are_few,
     _session_is_own,
+    _reply_has_room,
 )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from common.errors import ProtocolError
 from common.flower_compat.fleet_records import (
@@ -13,8 +13,10 @@ from common.flower_compat.fleet_records import (
     SIGNATURE_HEADERS,
     VERSION_HEADERS,
     Confirmation,
+    Delivery,
     FleetCall,
     ObjectCall,
+    ObjectPush,
     ReplyPush,
     RunCall,
     read_call,
@@ -24,21 +26,25 @@ from common.flower_compat.fleet_records import (
 from server.gateway.answers import Sender
 from server.gateway.checks import Asked, Books, check, decoded_node_key, may_be_delivered
 from server.gateway.denied import Code, Denied
-from server.gateway.pool import Answer
+from server.gateway.objects import LargeObjects
+from server.gateway.pool import Answer, Headers
+from server.gateway.redelivery import Redelivery
 from server.gateway.request import Request
 from server.gateway.superlink import SuperLink, headers_back, whole
 
 if TYPE_CHECKING:
     from server.sites import RegisteredSite
 
+PULL_MESSAGES: Final = "pull-messages"
+PULL_OBJECT: Final = "pull-object"
 Read = TypeVar("Read")
 
 
 class FleetCalls:
     """Serves the Fleet calls of sites from one SuperLink."""
 
-    def __init__(self, superlink: SuperLink, books: Books) -> None:
-        self._superlink, self._books = superlink, books
+    def __init__(self, superlink: SuperLink, books: Books, objects: LargeObjects, redelivery: Redelivery) -> None:
+        self._superlink, self._books, self._objects, self._redelivery = superlink, books, objects, redelivery
 
     async def serve(self, name: str, site: RegisteredSite, request: Request, answer: Sender) -> None:
         """One call `name` of `site`. Raises Denied, StorageError, ClientGone."""
@@ -49,37 +55,63 @@ class FleetCalls:
         call = _read(name, body)
         request.notes |= notes_of(call)
         await check(Asked(site, node_key, call), self._books)
+        if name == PULL_OBJECT and isinstance(call, ObjectCall) and await self._objects.send(call.object_id, answer):
+            return
+        if name == PULL_MESSAGES:
+            await self._pull(site, headers, body, request, answer)
+            return
         async with self._superlink.call(name, headers, body) as response:
-            if name == "pull-messages" and response.is_success:
-                await self._deliver(site, response, request, answer)
-            elif isinstance(call, ReplyPush) and response.is_success:
+            if isinstance(call, ReplyPush) and response.is_success:
                 await self._open(site, call, response, answer)
             else:
-                if isinstance(call, Confirmation) and response.is_success:
-                    await self._books.addressed.confirm(site.name, call.run_id, call.message_id)
+                if response.is_success:
+                    await self._note(site, call)
                 await answer.passed_on(response, headers_back(response))
 
-    async def _deliver(self, site: RegisteredSite, response: Answer, request: Request, answer: Sender) -> None:
-        """A message goes out only when the site approved its run, and is noted before; otherwise the answer is empty."""
-        body = await whole(response, self._books.limits.object_bytes)
-        deliveries = _trusted(read_deliveries, body)
+    async def _pull(self, site: RegisteredSite, headers: Headers, body: bytes, request: Request, answer: Sender) -> None:
+        """A message, if there is one. When there is none, one that was lost on its way before is given out again."""
+        with self._redelivery.pull(site.name) as pull:
+            response, content, deliveries = await self._messages(headers, body)
+            if response.is_success and not deliveries and (count := await self._redelivery.found(site, pull)):
+                request.notes["again"] = count
+                response, content, deliveries = await self._messages(headers, body)
+            if response.is_success:
+                pull.given = await self._deliver(site, deliveries, request)
+                content = content if pull.given else NO_MESSAGES
+            await answer.whole(response.status, headers_back(response), content)
+
+    async def _messages(self, headers: Headers, body: bytes) -> tuple[Answer, bytes, tuple[Delivery, ...]]:
+        """The SuperLink's answer to a pull, whole, and the messages in it."""
+        async with self._superlink.call(PULL_MESSAGES, headers, body) as response:
+            content = await whole(response, self._books.limits.object_bytes)
+        return response, content, _trusted(read_deliveries, content) if response.is_success else ()
+
+    async def _deliver(self, site: RegisteredSite, deliveries: tuple[Delivery, ...], request: Request) -> tuple[Delivery, ...]:
+        """What goes out: a message of a run that the site approved, which is noted before; otherwise nothing."""
         for one in deliveries:
             request.notes |= {"run": str(one.run_id), "message": one.message_id[:16]}
             if not await may_be_delivered(one, site, self._books):
                 request.notes["code"] = Code.WITHHELD
-                await answer.whole(200, headers_back(response), NO_MESSAGES)
-                return
+                return ()
         for one in deliveries:
             await self._books.addressed.deliver(site.name, one.run_id, one.message_id, one.object_ids)
         if not deliveries:
             request.notes["routine"] = 1
-        await answer.whole(200, headers_back(response), body)
+        return deliveries
+
+    async def _note(self, site: RegisteredSite, call: FleetCall) -> None:
+        """What the SuperLink has done, and changes what may be asked next."""
+        if isinstance(call, Confirmation):
+            await self._books.addressed.confirm(site.name, call.run_id, call.message_id)
+        elif isinstance(call, ObjectPush):
+            self._books.addressed.took_object(site.name, call.session_id, call.size_bytes)
 
     async def _open(self, site: RegisteredSite, call: ReplyPush, response: Answer, answer: Sender) -> None:
         body = await whole(response, self._books.limits.object_bytes)
         session_id = _trusted(read_session, body)
         if session_id:
-            await self._books.addressed.open(site.name, call.run_id, session_id)
+            await self._books.addressed.open(site.name, call.run_id, call.reply_to, session_id)
+        self._books.addressed.took_reply(site.name, call.run_id, call.reply_to)
         await answer.whole(response.status, headers_back(response), body)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.enrolment import MAX_REQUEST_BYTES
+from common.flower_compat.fleet_records import MAX_OBJECTS
 from common.protocol import MAX_ARRAY_BYTES
 
 MIB = 1 << 20
@@ -24,7 +25,12 @@ class Rate:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one gateway. A round of a model with 400 tensors is some 2,000 requests of a site."""
+    """The limits of one gateway. A round of a model with 400 tensors is some 2,000 requests of a site.
+
+    `reply_bytes`, `reply_objects`, `replies_to_a_message`: what is taken in reply to one message, all attempts together. A lost connection
+    lets a site push its reply again (only what is missing); the largest reply fits twice. At most `at_once` objects may come on top,
+    those that are on their way when the bound is reached.
+    """
 
     site: Rate = Rate(1000.0, 5000.0)
     stranger: Rate = Rate(5.0, 50.0)
@@ -35,7 +41,9 @@ class Limits:
     fleet_bytes: int = MIB
     enrol_bytes: int = MAX_REQUEST_BYTES
     own_bytes: int = 4 * MIB
-    reply_bytes: int = MAX_ARRAY_BYTES + 64 * MIB
+    reply_bytes: int = 2 * (MAX_ARRAY_BYTES + 64 * MIB)
+    reply_objects: int = 2 * MAX_OBJECTS
+    replies_to_a_message: int = 1000
     chunk_seconds: float = 30.0
     enrol_seconds: float = 10.0
 

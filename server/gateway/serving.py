@@ -16,6 +16,8 @@ from typing import Any, Final
 import uvicorn
 
 from common.errors import InputError, StorageError
+from common.json_log import JsonLines
+from server.certificate_watch import CertificateWatch
 from server.gateway.access_log import MAX_FILE_BYTES, OLD_FILES, AccessLog
 from server.gateway.addressed import Addressed
 from server.gateway.app import Gateway
@@ -25,7 +27,9 @@ from server.gateway.doorman import Doorman
 from server.gateway.fleet import FleetCalls
 from server.gateway.fresh import Fresh
 from server.gateway.limits import Limits
+from server.gateway.objects import LargeObjects
 from server.gateway.own_calls import OwnCalls
+from server.gateway.redelivery import Redelivery
 from server.gateway.superlink import SuperLink
 from server.home import ServerHome
 from server.sites import SiteRegistry
@@ -35,6 +39,7 @@ MAX_CONNECTIONS: Final = 1000
 MAX_HEAD_BYTES: Final = 16 << 10
 KEEP_ALIVE_SECONDS: Final = 75
 STOP_SECONDS: Final = 5
+RENEW_SECONDS: Final = 5
 
 
 def run_gateway(home: ServerHome, limits: Limits | None = None) -> None:
@@ -60,20 +65,37 @@ def run_gateway(home: ServerHome, limits: Limits | None = None) -> None:
             ssl_context_factory=lambda _config, _default: context,
         )
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(home, limits or Limits(), config, listener))
+            runner.run(_serve(home, limits or Limits(), config, listener, context))
 
 
-async def _serve(home: ServerHome, limits: Limits, config: uvicorn.Config, listener: socket.socket) -> None:
+async def _serve(home: ServerHome, limits: Limits, config: uvicorn.Config, listener: socket.socket, context: ssl.SSLContext) -> None:
     state, log, fresh, superlink = State(home.state), AccessLog(home.logs), Fresh(home.state), SuperLink(home)
     try:
         books = Books(state, fresh, Addressed(state), limits)
         doorman = Doorman(SiteRegistry(state), fresh, limits)
-        config.app = Gateway(doorman, FleetCalls(superlink, books), OwnCalls(home, limits), superlink, log)
+        redelivery = Redelivery(home.superlink_database, books.addressed)
+        fleet = FleetCalls(superlink, books, LargeObjects(home.superlink_database), redelivery)
+        config.app = Gateway(doorman, fleet, OwnCalls(home, limits), superlink, log)
+        renewing = asyncio.create_task(_renew(home, context))
         await uvicorn.Server(config).serve(sockets=[listener])
+        renewing.cancel()
     finally:
         superlink.close()
         fresh.close()
         log.close()
+
+
+async def _renew(home: ServerHome, context: ssl.SSLContext) -> None:
+    """Show a renewed certificate to every connection that begins from then on."""
+    watch, log, said = CertificateWatch(home), logging.getLogger("uvicorn.error"), ""
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        if watch.has_new():
+            context.load_cert_chain(home.certificate, home.certificate_key)
+            log.info("the server's new certificate is in use")
+        elif watch.problem != said and watch.problem:
+            log.error("%s", watch.problem)
+        said = watch.problem
 
 
 def tls_context(home: ServerHome) -> ssl.SSLContext:
@@ -126,12 +148,12 @@ def _log_config(home: ServerHome) -> dict[str, Any]:
         "filename": str(home.logs / "gateway.log"),
         "maxBytes": MAX_FILE_BYTES,
         "backupCount": OLD_FILES,
-        "formatter": "plain",
+        "formatter": "json",
     }
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "formatters": {"json": {"()": JsonLines}},
         "handlers": {"file": handler},
         "loggers": {"uvicorn": {"handlers": ["file"], "level": "INFO", "propagate": False}},
     }

@@ -21,7 +21,8 @@ from client.site_home import SiteHome
 from common.crypto.secrets import Secret
 from common.enrolment import Invitation
 from common.federation import EgressReceipt, EgressStatement, StartRecord
-from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Update, egress_of, with_head
+from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Update
+from common.riders import egress_of, with_head
 from common.signed import Signed
 from common.study import Study
 from tests.support.studies import PRIVATE, small

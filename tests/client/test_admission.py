@@ -21,7 +21,8 @@ from common.flower_compat.identity import assume_server_identity
 from common.models.registry import initial_state
 from common.privacy.charges import Line, State
 from common.privacy.receipts import make_receipt
-from common.protocol import Instruction, Refusal, RefusalCode, Reply, Update, head_of, read_reply, shapes_of
+from common.protocol import Instruction, Refusal, RefusalCode, Reply, Update, read_reply, shapes_of
+from common.riders import head_of
 from common.study import Study
 from tests.client.offered import COORDINATOR, Hospital, hospital_study
 

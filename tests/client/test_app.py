@@ -11,6 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from safetensors.numpy import save
 
+import common
 from client.app import create_app
 from client.journal import read_entries
 from client.ledger.recovery import recover
@@ -20,7 +21,8 @@ from common.crypto.secrets import Secret
 from common.flower_compat.identity import assume_server_identity
 from common.privacy.charges import Charge, Line, Outbox, State
 from common.privacy.receipts import make_receipt
-from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Reply, Update, head_of, read_reply, shapes_of, with_receipt
+from common.protocol import Evaluated, Instruction, Refusal, RefusalCode, Reply, Update, read_reply, shapes_of
+from common.riders import head_of, with_receipt
 from common.study import Study
 from tests.client.ledger.support import COORDINATOR
 from tests.support.studies import PRIVATE, small
@@ -95,7 +97,10 @@ def test_a_private_round_never_repeats_at_another_time(make_site: Callable[..., 
     assert not same(first, Hospital(make_site(private, "north")).ask(instruct(private)))
 
 
-def test_the_server_may_go_back_by_one_round_and_not_further(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+def test_the_server_may_go_back_as_far_as_replies_are_kept_and_not_further(
+    make_site: Callable[..., Path], instruct: Instruct, private: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.charging.KEPT_REPLIES", 2)
     hospital = Hospital(make_site(private))
     first, second = hospital.ask(instruct(private, 1)), hospital.ask(instruct(private, 2))
     assert same(first, hospital.ask(instruct(private, 1)))
@@ -103,6 +108,13 @@ def test_the_server_may_go_back_by_one_round_and_not_further(make_site: Callable
     assert same(second, hospital.ask(instruct(private, 2)))
     assert hospital.ask(instruct(private, 1)) == Refusal(RefusalCode.ROUND_LOST, ""), "not kept any more, and never computed again"
     assert len(charges(hospital)) == 3
+
+
+def test_a_site_keeps_as_many_replies_as_the_server_keeps_checkpoints() -> None:
+    from client.charging import KEPT_REPLIES
+
+    checkpoints = (Path(common.__file__).parents[1] / "server" / "checkpoints.py").read_text(encoding="utf-8")
+    assert f"\nKEPT = {KEPT_REPLIES}\n" in checkpoints
 
 
 def test_a_reply_that_another_process_stored_is_never_sent_under_this_charge(
@@ -116,7 +128,10 @@ def test_a_reply_that_another_process_stored_is_never_sent_under_this_charge(
     assert hospital.ask(instruct(private)) == Refusal(RefusalCode.ROUND_LOST, "")
 
 
-def test_a_changed_cohort_does_not_open_a_fresh_budget(make_site: Callable[..., Path], instruct: Instruct, private: Study) -> None:
+def test_a_changed_cohort_does_not_open_a_fresh_budget(
+    make_site: Callable[..., Path], instruct: Instruct, private: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.charging.KEPT_REPLIES", 2)
     hospital = Hospital(make_site(private))
     for number in (1, 2, 3):
         hospital.ask(instruct(private, number))

@@ -203,6 +203,7 @@ def test_a_folder_that_is_gone_is_not_made_up(hospital: Hospital, study: Study, 
     (hospital.home.study(study.id) / "site.json").unlink()
     with pytest.raises(DataError, match=r"site.json"):
         hospital.permit(study, signed)
+    assert Approvals(hospital.home).runs(study.id) == (), "no run is used up by an error"
 
 
 def test_the_file_is_the_sites_own(hospital: Hospital) -> None:

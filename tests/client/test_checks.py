@@ -278,9 +278,9 @@ def test_a_ledger_that_was_edited(home: SiteHome) -> None:
 
 def test_an_egress_log_that_was_edited(home: SiteHome) -> None:
     home.egress.write_text('{"number": 1}\n')
-    failed = only_failure(home)
-    assert (failed.name, failed.exit_code) == ("egress", ExitCode.STORAGE)
-    assert "line 1" in failed.text
+    failed = [result for result in examined(home).values() if result.state is State.FAILED]
+    assert [(one.name, one.exit_code) for one in failed] == [("ledger", ExitCode.STORAGE), ("egress", ExitCode.STORAGE)]
+    assert "line 1" in failed[1].text and "egress.jsonl" in failed[0].text
 
 
 # ---- the command

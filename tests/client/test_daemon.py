@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from client.daemon import Daemon
@@ -84,14 +85,16 @@ def test_sigterm_in_training(site: NodeSite) -> None:
 
 
 def test_killed_in_training_and_started_again(site: NodeSite) -> None:
-    site.behave("sleep 4")
+    site.behave("sleep 60")
     with site.link.run(site.config) as server:
         with daemon(site) as process:
             site.wait_online(60)
             sent = server.send(site.instruction(1), site.node_id)
-            site.begun()
+            worker = psutil.Process(site.begun())
             process.kill()
             process.wait()
+        _, alive = psutil.wait_procs([worker], SOON)
+        assert not alive or worker.status() == psutil.STATUS_ZOMBIE, "the training process has outlived its daemon"
         assert site.state.in_hand is not None
         site.behave("")
         with daemon(site) as process:

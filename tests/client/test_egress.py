@@ -26,7 +26,8 @@ from common.errors import StorageError
 from common.federation import NO_MESSAGE, NO_RUN, EgressStatement
 from common.privacy.accountant import epsilon_rdp, event_from_json, event_to_json, poisson_gaussian, unprotected
 from common.privacy.charge_book import ChargeKey, Line
-from common.protocol import Refusal, RefusalCode, payload_sha256, read_reply, shapes_of
+from common.protocol import Refusal, RefusalCode, read_reply, shapes_of
+from common.riders import payload_sha256
 from tests.client.egress_site import (
     COUNTS_SHAPE,
     NAME,

@@ -22,7 +22,8 @@ from common.crypto.secrets import Secret
 from common.errors import InputError, StorageError
 from common.privacy.accountant import event_to_json, poisson_gaussian
 from common.privacy.charge_book import ChargeKey, Line
-from common.protocol import Update, with_head
+from common.protocol import Update
+from common.riders import with_head
 from tests.client.egress_site import (
     NAME,
     RUN,

@@ -15,19 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from client.egress import Incoming, release
 from client.egress_rules import ExitRules, check_exit
 from common.errors import InputError, ProtocolError
-from common.protocol import (
-    COUNTS,
-    EGRESS_FACT,
-    FACTS,
-    HEAD_FACT,
-    MODEL,
-    Refusal,
-    RefusalCode,
-    egress_of,
-    payload_sha256,
-    read_reply,
-    with_egress,
-)
+from common.protocol import COUNTS, FACTS, MODEL, Refusal, RefusalCode, read_reply
+from common.riders import EGRESS_FACT, HEAD_FACT, egress_of, payload_sha256, with_egress
 from common.study import Study
 from tests.client.egress_site import (
     COUNTS_SHAPE,

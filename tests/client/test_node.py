@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from client.approvals import Approvals
 from client.approving import reject
 from client.node import BUSY_SECONDS, IDLE_SECONDS, Pace
 from client.site import open_ledger
 from client.site_home import SiteHome
 from client.status import Stage
-from common.federation import EgressStatement
+from common.federation import NO_RUN, EgressStatement
 from common.flower_compat import control
 from common.flower_compat.fleet import Pulled
 from common.flower_compat.fleet_messages import Metadata
 from common.privacy.charge_book import State
-from common.protocol import Instruction, egress_of, payload_sha256
+from common.protocol import Instruction
+from common.riders import egress_of, payload_sha256
 from common.signed import Signed
 from common.study import Study
 from tests.client.node_site import (
@@ -180,8 +182,12 @@ def test_a_message_that_cannot_be_read(site: NodeSite) -> None:
 def test_paused(site: NodeSite) -> None:
     with site.running(), site.link.run(site.config) as server:
         site.home.paused.touch()
-        assert code(server.ask(site.instruction(), site.node_id)) == "PAUSED"
+        reply = server.ask(site.instruction(), site.node_id)
+        assert code(reply) == "PAUSED"
         assert site.fetched == [] and site.link.is_online(site.node_id)
+        said = Signed.from_json(egress_of(reply.content) or "").record
+        assert EgressStatement.model_validate_json(said).run_id == NO_RUN, "by this the coordinator knows that the run is not used"
+        assert Approvals(site.home).runs(site.study.id) == ()
         site.home.paused.unlink()
         assert code(server.ask(site.instruction(), site.node_id)) == "update"
 
@@ -320,7 +326,7 @@ def test_nothing_leaves_while_its_line_cannot_be_written(site: NodeSite, monkeyp
         wait_until(lambda: "nothing may leave" in events(site))
         assert list(server.grid.pull_messages([sent])) == []
         site.home.egress.rmdir()
-        assert code(server.reply(sent)) in ("update", "TRAINING_FAILED")
+        assert code(server.reply(sent)) in ("update", "TRAINING_FAILED", "NOT_READY")
 
 
 def test_a_server_that_is_away_at_the_start_and_killed_in_training(tmp_path: Path, data: Path) -> None:

@@ -58,6 +58,7 @@ def test_a_problem_is_news_once(home: SiteHome) -> None:
     board = StatusBoard(home, "1", lambda: 5.0)
     assert board.fail("no way", Stage.UNREACHABLE)
     assert not board.fail("no way", Stage.UNREACHABLE)
+    assert board.fail("no way", Stage.UNREACHABLE, again=True)
     assert board.fail("another") and read(home).stage is Stage.UNREACHABLE
     assert (read(home).last_error, read(home).last_error_at) == ("another", 5.0)
 

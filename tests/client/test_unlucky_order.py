@@ -16,7 +16,8 @@ from common.data.cohort import Split
 from common.flower_compat.identity import assume_server_identity
 from common.privacy.charge_book import Line
 from common.privacy.receipts import make_receipt
-from common.protocol import Instruction, Refusal, RefusalCode, Reply, Update, head_of, with_receipt
+from common.protocol import Instruction, Refusal, RefusalCode, Reply, Update
+from common.riders import head_of, with_receipt
 from common.study import Study
 from tests.client.ledger.support import COORDINATOR
 from tests.client.test_measuring import Hospital, measured

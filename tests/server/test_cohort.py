@@ -87,7 +87,9 @@ def test_nodes_are_known_by_their_key_and_only_while_their_site_may_take_part(co
     assert picked() == [(1, "north"), (2, "south")], "all call themselves north; only keys count"
     send(coordinator, south, answer(south, record, decision="rejected", created=time.time() + 1))
     assert picked() == [(1, "north")]
+    assert cohort.roster() == {"north": ""}, "a site that said no is none of the run's"
     SiteRegistry(coordinator.state).revoke("north")
+    assert cohort.roster() == {"north": "it may not take part: revoked"}
     assert picked() == []
     offer = find_offer(coordinator.state, record.run_id)
     assert offer is not None

@@ -17,7 +17,8 @@ from flwr.app import RecordDict
 from common.crypto.secrets import Secret
 from common.errors import ProtocolError
 from common.federation import NO_MESSAGE, NO_RUN, ApprovalRecord, EgressReceipt, EgressStatement
-from common.protocol import FACTS, Evaluated, Refusal, RefusalCode, Update, egress_of, payload_sha256, with_egress, with_head
+from common.protocol import FACTS, Evaluated, Refusal, RefusalCode, Update
+from common.riders import egress_of, payload_sha256, with_egress, with_head
 from common.signed import Record, Signed
 from server import egress_receipts
 from server.egress_receipts import Expected, check, check_and_receipt, receipts
@@ -100,7 +101,7 @@ def test_every_other_statement_is_refused(home: ServerHome, reply: RecordDict, s
         examine(reply)
     with pytest.raises(ProtocolError, match=said):
         receipted(home, reply)
-    assert receipts(home, Registered("north"), 0) == {"receipts": []}, "and gets no receipt"
+    assert receipts(home, Registered("north"), 0)["receipts"] == [], "and gets no receipt"
 
 
 def test_statement_and_payload_swapped_between_two_replies() -> None:

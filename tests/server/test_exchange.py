@@ -15,7 +15,8 @@ from common.crypto.secrets import Secret
 from common.federation import EgressStatement
 from common.flower_compat.identity import assume_server_identity
 from common.flower_compat.messages import give_message_id
-from common.protocol import Instruction, Refusal, RefusalCode, Update, payload_sha256, with_egress
+from common.protocol import Instruction, Refusal, RefusalCode, Update
+from common.riders import payload_sha256, with_egress
 from server.exchange import Node, exchange
 from server.receipts import Receipts
 from server.state import State

@@ -8,14 +8,16 @@ import pytest
 
 from common.crypto.secrets import Secret
 from common.errors import InputError, ProtocolError, RefusedError
-from common.federation import StartRecord
-from common.protocol import weights_sha256
+from common.federation import NO_MESSAGE, NO_RUN, EgressStatement, StartRecord
+from common.protocol import Refusal, RefusalCode, weights_sha256
+from common.riders import payload_sha256, with_egress
 from common.signed import Signed
+from server.egress_receipts import Expected, check_and_receipt
 from server.initial import initial_model
 from server.offers import approved_sites, find_offer, is_approved, make_offer, record_approval, set_withdrawn, studies
 from server.run_registry import RunRegistry
 from server.sites import SiteRegistry
-from tests.server.gateway.coordinator import Coordinator
+from tests.server.gateway.coordinator import Coordinator, Hospital
 from tests.server.offering import answer, offered, send
 from tests.support.studies import small
 
@@ -133,6 +135,25 @@ def test_approved_means_this_run_of_this_study_with_these_weights(coordinator: C
     assert not is_approved(coordinator.state, "north", 7)
 
 
+UNKNOWN = {"study_id": NO_MESSAGE, "run_id": NO_RUN, "round": 0, "incoming_sha256": NO_MESSAGE, "number": 1, "head": "0" * 64}
+"""What a site says of a message that it did not read."""
+
+
+def refuses(coordinator: Coordinator, hospital: Hospital, record: StartRecord, code: RefusalCode, said: dict[str, object]) -> None:
+    """A refusal of round 1 as it arrives, with the site's statement about it, which the coordinator checks and gives a receipt for."""
+    reply = Refusal(code, hospital.name).to_records()
+    signed = EgressStatement.model_validate({**said, "payload_sha256": payload_sha256(reply)}).signed(hospital.keys.secret.signer)
+    check_and_receipt(
+        coordinator.state,
+        Secret.read(coordinator.home.coordinator_key).signer,
+        hospital.name,
+        with_egress(reply, signed.to_json()),
+        signing_key=hospital.keys.secret.signer.public_key,
+        expected=Expected(record.study_id, record.run_id, 1, "d" * 64),
+        now=time.time(),
+    )
+
+
 def test_an_approval_that_is_used_up_does_not_count_for_a_further_run(coordinator: Coordinator, tmp_path: Path) -> None:
     north = coordinator.hospital("north", tmp_path)
     registry = RunRegistry(coordinator.state)
@@ -143,10 +164,10 @@ def test_an_approval_that_is_used_up_does_not_count_for_a_further_run(coordinato
     offer = find_offer(coordinator.state, second.run_id)
     assert offer is not None
     assert approved_sites(coordinator.state, offer) == ["north"], "the first run never got an answer: nothing is used"
-    with coordinator.state.writing() as database:
-        row = ("north", first.run_id, 1, "statement", "receipt")
-        database.execute("INSERT INTO egress_receipt (site, run_id, round, statement, receipt) VALUES (?, ?, ?, ?, ?)", row)
-    assert approved_sites(coordinator.state, offer) == []
+    refuses(coordinator, north, first, RefusalCode.PAUSED, UNKNOWN)
+    assert approved_sites(coordinator.state, offer) == ["north"], "refused before the site let the run begin: it does not count it either"
+    refuses(coordinator, north, first, RefusalCode.TRAINING_FAILED, UNKNOWN | {"study_id": STUDY.id, "run_id": first.run_id})
+    assert approved_sites(coordinator.state, offer) == [], "refused after the run began: the site counts it too"
     assert is_approved(coordinator.state, "north", 1), "the first run goes on"
     send(coordinator, north, answer(north, first, runs=2))
     assert approved_sites(coordinator.state, offer) == ["north"]

@@ -11,8 +11,9 @@ from common.crypto.secrets import Secret
 from common.crypto.signatures import is_signed
 from common.errors import StorageError
 from common.privacy.receipts import receipt_bytes
-from common.protocol import Evaluated, Instruction, head_of, receipt_of, with_head, with_receipt
-from server.receipts import Receipts
+from common.protocol import Evaluated, Instruction
+from common.riders import head_of, receipt_of, with_head, with_receipt
+from server.receipts import Receipts, newest_receipt
 
 INSTRUCTION = Instruction("run", "{}", 1, True, False, {"w": np.ones(3, np.float32)})
 
@@ -44,6 +45,16 @@ def test_messages_share_the_tensors_and_mean_the_same(tmp_path: Path) -> None:
     assert one["model"] is other["model"] is records["model"]
     assert Instruction.from_records(one).sha256 == Instruction.from_records(other).sha256 == INSTRUCTION.sha256
     assert receipt_of(records) is None, "the first message was not changed"
+
+
+def test_a_site_that_asks_gets_the_receipt_for_its_newest_head(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path)
+    assert newest_receipt(tmp_path, "north") is None
+    receipts.take("north", reply("north", "head of north"))
+    assert newest_receipt(tmp_path, "north") is None, "only what lasts"
+    receipts.save()
+    assert newest_receipt(tmp_path, "north") == receipt_of(receipts.attach("north", INSTRUCTION.to_records()))
+    assert newest_receipt(tmp_path, "south") is None
 
 
 def test_a_reply_without_a_head_changes_nothing(tmp_path: Path) -> None:

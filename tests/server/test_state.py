@@ -33,19 +33,6 @@ def test_the_average_is_warmed_up() -> None:
     assert moving_average(zero, MODEL, 0.0, 5)["w"].tolist() == [1.0, 2.0]
 
 
-def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, "study", "run")
-    assert checkpoints.latest() is None
-    for number in range(1, 5):
-        checkpoints.save(ServerState(number, MODEL, UPDATE))
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-00003.safetensors", "round-00004.safetensors"]
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.round == 4
-    assert latest.model["w"].tolist() == [1.0, 2.0]
-    assert (latest.model["b"].shape, latest.average["b"].item()) == ((), 1.0)
-
-
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", "study", "run")
     checkpoints.save(ServerState(1, MODEL, MODEL))
@@ -70,6 +57,16 @@ def test_the_run_store_repeats_a_round_without_doubling_it(tmp_path: Path) -> No
         assert database.execute("SELECT count(*) FROM run").fetchone() == (1,)
 
 
+def test_a_repeated_round_leaves_nothing_of_the_first_attempt(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "rounds.sqlite")
+    for site in ("north", "south"):
+        detail = ReplyDetail("train", site, "update", 1.0, "", 10, 20)
+        store.record_round("run", 1, seconds=2.5, update_norm=0.1, outcomes={site: ("update", 1.0)}, details=[detail])
+    assert [detail.site for _, detail in store.details("run")] == ["south"]
+    with sqlite3.connect(tmp_path / "rounds.sqlite") as database:
+        assert database.execute("SELECT site FROM replies").fetchall() == [("south",)]
+
+
 def test_the_run_store_keeps_what_a_site_signed_and_reads_an_older_store(tmp_path: Path) -> None:
     path = tmp_path / "rounds.sqlite"
     store = RunStore(path)
@@ -81,7 +78,8 @@ def test_the_run_store_keeps_what_a_site_signed_and_reads_an_older_store(tmp_pat
     assert [detail.kind for _, detail in store.details("run")] == ["train", "train", "evaluate"]
     assert [(done.round, done.updates) for done in store.rounds("run")] == [(1, 1)]
     with sqlite3.connect(path) as database:
-        database.execute("DROP TABLE details")
+        database.executescript("DROP TABLE details; DROP TABLE strikes; PRAGMA user_version = 0")
+        database.execute("PRAGMA user_version = 0")
     assert RunStore(path).details("run") == []
 
 

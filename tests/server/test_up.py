@@ -9,8 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,88 +20,26 @@ from safetensors.numpy import load_file
 from common.errors import ExitCode
 from common.federation import RESUME_KEY, SIGNATURE_KEY, STUDY_KEY
 from common.flower_compat import control
-from common.protocol import Instruction, receipt_of
-from common.study import Study
-from server.children import members
+from common.protocol import Instruction
+from common.riders import receipt_of
 from server.launch import FILES, bundle
 from server.offers import offers
-from server.runs import RunStore
 from server.supervisor import LOCK_FILE, UP_FILE, UpFile
-from simulations.processes import Background, command_line, wait_until
-from tests.server.gateway.coordinator import PASSPHRASE, Coordinator, Hospital
-from tests.server.offering import answer, offered, send, start_of
-from tests.server.up import SERVER, Behaviour, SiteThread, on_server, trains, up
-from tests.support.studies import small, write_study
-
-STUDY = small(**{"federation.rounds": 2, "data.image_size": 16, "federation.round_timeout_seconds": 60.0, "evaluation.every": 0})
-
-
-@dataclass
-class Scene:
-    coordinator: Coordinator
-    process: Background
-    folder: Path
-    hospitals: dict[str, Hospital]
-
-    @property
-    def home(self) -> Path:
-        return self.coordinator.home.folder
-
-    def pid(self, child: str) -> int:
-        found = UpFile.read(self.coordinator.home)
-        assert found is not None
-        return int(found.children[child]["pid"] or 0)
-
-    def everybody(self) -> list[int]:
-        return [self.process.pid, *members(os.getpgid(self.pid("superlink")))]
-
-    @contextmanager
-    def sites(self, **behaviours: Behaviour) -> Iterator[dict[str, SiteThread]]:
-        """These sites, online until the end of the block."""
-        threads = {name: SiteThread(self.coordinator, self.hospitals[name], behaviour) for name, behaviour in behaviours.items()}
-        try:
-            yield threads
-        finally:
-            for thread in threads.values():
-                thread.stop()
-
-    def begin(self, study: Study, names: tuple[str, ...], *options: str, approving: tuple[str, ...] | None = None) -> Background:
-        """`start`, and the approvals of its sites."""
-        path, before = write_study(study, self.folder), len(offers(self.coordinator.state))
-        command = command_line(SERVER, "start", path, "--sites", ",".join(names), "--json", *options, "--home", self.home)
-        started = Background(command, self.folder / f"start-{before}.out")
-        wait_until(lambda: len(offers(self.coordinator.state)) > before, "the offer", 60, started)
-        for name in names if approving is None else approving:
-            hospital = self.hospitals[name]
-            send(self.coordinator, hospital, answer(hospital, offers(self.coordinator.state)[-1].record, runs=100))
-        return started
-
-    def store(self, run_id: str) -> RunStore:
-        return RunStore(self.coordinator.home.run(run_id) / "rounds.sqlite")
+from simulations.processes import wait_until
+from tests.server.gateway.coordinator import PASSPHRASE, Coordinator
+from tests.server.offering import offered, start_of
+from tests.server.up import STUDY, Held, Scene, SiteThread, argument_lists, last_json, on_server, opened, trains
+from tests.support.studies import write_study
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("up")
     coordinator = Coordinator.make(folder)
-    hospitals = {name: coordinator.hospital(name, folder) for name in ("north", "south", "west")}
     (coordinator.home.folder / LOCK_FILE).touch()
     UpFile(999_999_999, "ready", 0.0, coordinator.url, {}).write(coordinator.home.folder / UP_FILE)
-    process = up(coordinator, folder)
-    try:
-        yield Scene(coordinator, process, folder, hospitals)
-    finally:
-        group = members(os.getpgid(process.pid)) if process.code is None else []
-        assert process.stop() == 0
-        assert not [pid for pid in group if pid in members(process.pid)]
-
-
-def last_json(text: str) -> dict:
-    return json.loads(text.splitlines()[-1])
-
-
-def argument_lists(pids: list[int]) -> dict[int, str]:
-    return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in pids if Path(f"/proc/{pid}").exists()}
+    with opened(coordinator, folder) as made:
+        yield made
 
 
 def test_a_study_runs_from_the_offer_to_the_model(scene: Scene) -> None:
@@ -237,6 +174,24 @@ def test_neither_foreign_code_nor_an_unsigned_study_runs(scene: Scene, tmp_path:
     assert not list((scene.home / "flower").rglob("wardround_evil.py"))
 
 
+def test_a_killed_serverapp_is_replaced_without_anybodys_word(scene: Scene) -> None:
+    held = Held(2)
+    with scene.sites(north=held, south=held) as sites:
+        started = scene.begin(STUDY.with_changes({"seed": 2}), ("north", "south"))
+        wait_until(lambda: len(held.came) == 2, "round 2", 240, started)
+        os.kill(scene.serverapp(), signal.SIGKILL)
+        held.go.set()
+        assert started.finished(240) == 0, started.said
+        assert all(site.rounds.count(1) == 1 for site in sites.values()), "round 1 is not trained again"
+    facts = last_json(started.said)
+    assert (facts["status"], facts["rounds_done"], len(facts["flower_run_ids"])) == ("finished:completed", 2, 2)
+    (resumed,) = scene.events(facts["run_id"], "run_resumed")
+    assert resumed.facts["automatic"] is True
+    assert "killed by signal 9" in str(resumed.facts["reason"])
+    assert "it goes on" in started.said, "whoever started it hears of it, and waits on"
+    assert [event.facts.get("how") for event in scene.events(facts["run_id"], "run_ended")] == ["finished"]
+
+
 @pytest.mark.slow
 def test_stopped_then_resumed_from_its_checkpoint_under_the_same_approvals(scene: Scene) -> None:
     hold = threading.Event()
@@ -249,7 +204,7 @@ def test_stopped_then_resumed_from_its_checkpoint_under_the_same_approvals(scene
     study = STUDY.with_changes({"seed": 3})
     with scene.sites(north=stuck_in_two, south=stuck_in_two) as sites:
         started = scene.begin(study, ("north", "south"))
-        wait_until(lambda: all(site.rounds == [1, 2] for site in sites.values()), "round 2", 90, started)
+        wait_until(lambda: all(site.rounds == [1, 2] for site in sites.values()), "round 2", 240, started)
         run_id = offers(scene.coordinator.state)[-1].run_id
         stopped = on_server(scene.coordinator, "stop", run_id[:10])
         assert "stopped" in stopped[1]

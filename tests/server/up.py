@@ -2,9 +2,11 @@
 """A coordinator that is really up, and sites that answer through its gateway, each as a thread of the test."""
 
 import io
+import json
+import os
 import threading
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +14,25 @@ import numpy as np
 from flwr.app import Message, RecordDict
 
 from common.errors import WardroundError
+from common.events import Event, read_events
 from common.federation import EgressStatement
 from common.flower_compat.fleet import FleetConnection, answer_to
-from common.protocol import Evaluated, Instruction, Update, payload_sha256, with_egress, with_head
+from common.protocol import Evaluated, Instruction, Update
+from common.riders import payload_sha256, with_egress, with_head
+from common.study import Study
+from server.children import members
 from server.cli import main
+from server.offers import offers
+from server.run_processes import all_at_work, lock_folder
+from server.runs import RunStore
+from server.supervisor import UpFile
 from simulations.processes import Background, command_line, wait_until
 from tests.server.gateway.coordinator import Coordinator, Hospital, tls
+from tests.server.offering import answer, send
+from tests.support.studies import small, write_study
 
 SERVER = "wardround-server"
+STUDY = small(**{"federation.rounds": 2, "data.image_size": 16, "federation.round_timeout_seconds": 60.0, "evaluation.every": 0})
 Behaviour = Callable[["SiteThread", Message, Instruction], RecordDict | None]
 
 
@@ -77,8 +90,6 @@ class SiteThread:
 
     def signed(self, records: RecordDict, instruction: Instruction) -> RecordDict:
         """Records with a true statement about them."""
-        from common.study import Study
-
         statement = EgressStatement(
             study_id=Study.from_canonical_json(instruction.study).id,
             run_id=instruction.run_id,
@@ -109,8 +120,6 @@ def up(coordinator: Coordinator, folder: Path) -> Background:
 
 
 def is_ready(coordinator: Coordinator) -> bool:
-    from server.supervisor import UpFile
-
     found = UpFile.read(coordinator.home)
     return found is not None and found.state == "ready"
 
@@ -122,3 +131,94 @@ def on_server(coordinator: Coordinator, *arguments: str | Path, expect: int = 0)
         code = main([*map(str, arguments), "--home", str(coordinator.home.folder)])
     assert code == expect, f"exit code {code}, expected {expect}\n{out.getvalue()}{err.getvalue()}"
     return out.getvalue(), err.getvalue()
+
+
+@dataclass
+class Scene:
+    coordinator: Coordinator
+    process: Background
+    folder: Path
+    hospitals: dict[str, Hospital]
+
+    @property
+    def home(self) -> Path:
+        return self.coordinator.home.folder
+
+    def pid(self, child: str) -> int:
+        found = UpFile.read(self.coordinator.home)
+        assert found is not None
+        return int(found.children[child]["pid"] or 0)
+
+    def everybody(self) -> list[int]:
+        return [self.process.pid, *members(os.getpgid(self.pid("superlink")))]
+
+    @contextmanager
+    def sites(self, **behaviours: Behaviour) -> Iterator[dict[str, SiteThread]]:
+        """These sites, online until the end of the block."""
+        threads = {name: SiteThread(self.coordinator, self.hospitals[name], behaviour) for name, behaviour in behaviours.items()}
+        try:
+            yield threads
+        finally:
+            for thread in threads.values():
+                thread.stop()
+
+    def begin(self, study: Study, names: tuple[str, ...], *options: str, approving: tuple[str, ...] | None = None) -> Background:
+        """`start`, and the approvals of its sites."""
+        path, before = write_study(study, self.folder), len(offers(self.coordinator.state))
+        command = command_line(SERVER, "start", path, "--sites", ",".join(names), "--json", *options, "--home", self.home)
+        started = Background(command, self.folder / f"start-{before}.out")
+        wait_until(lambda: len(offers(self.coordinator.state)) > before, "the offer", 60, started)
+        for name in names if approving is None else approving:
+            hospital = self.hospitals[name]
+            send(self.coordinator, hospital, answer(hospital, offers(self.coordinator.state)[-1].record, runs=100))
+        return started
+
+    def serverapp(self) -> int:
+        """Process id of the one ServerApp that is at work."""
+        (flower_run_id,) = all_at_work(self.coordinator.home)
+        path = lock_folder(self.coordinator.home) / str(flower_run_id)
+        wait_until(lambda: bool(path.read_text(encoding="ascii")), "its process id", 30)
+        return int(path.read_text(encoding="ascii"))
+
+    def events(self, run_id: str, *names: str) -> list[Event]:
+        """The events of a run that have one of these names."""
+        return [event for event in read_events(self.coordinator.home.run(run_id) / "events.jsonl") if event.name in names]
+
+    def store(self, run_id: str) -> RunStore:
+        return RunStore(self.coordinator.home.run(run_id) / "rounds.sqlite")
+
+
+@dataclass
+class Held:
+    """Sites that train only once `go` is set, in the round `number`; `came` names those whose message is there."""
+
+    number: int
+    came: list[str] = field(default_factory=list)
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, site: SiteThread, message: Message, instruction: Instruction) -> RecordDict | None:
+        if instruction.train and instruction.round == self.number:
+            self.came.append(site.hospital.name)
+            self.go.wait(200)
+        return trains(site, message, instruction)
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.splitlines()[-1])
+
+
+def argument_lists(pids: list[int]) -> dict[int, str]:
+    return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+@contextmanager
+def opened(coordinator: Coordinator, folder: Path) -> Iterator[Scene]:
+    """The coordinator up, with three sites that are enrolled, until the end of the block; then nobody is left."""
+    hospitals = {name: coordinator.hospital(name, folder) for name in ("north", "south", "west")}
+    scene = Scene(coordinator, up(coordinator, folder), folder, hospitals)
+    try:
+        yield scene
+    finally:
+        group = os.getpgid(scene.pid("superlink"))
+        assert scene.process.stop() == 0
+        assert members(group) == []

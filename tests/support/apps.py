@@ -7,7 +7,7 @@ import signal
 import time
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.evaluation_plan import evaluation_plan
@@ -31,15 +31,33 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"reply": ConfigRecord(reply)}), reply_to=message)
 
 
-def _update_of(instruction: Instruction, site: str, behaviour: str) -> RecordDict:
-    value = np.float32("nan") if behaviour == "nan" else np.float32(1e9 if behaviour == "huge" else len(site))
-    delta = {name: np.full_like(array, value) for name, array in instruction.model.items()}
+def spoiled_update(instruction: Instruction, site: str, behaviour: str) -> RecordDict:
+    """An update as it should be, or spoiled."""
+    values = {"nan": float("nan"), "inf": float("inf"), "huge": 1e9, "1e30": 1e30, "long": 2e3}
+    delta = {name: np.full_like(array, values.get(behaviour, len(site))) for name, array in instruction.model.items()}
+    first = next(iter(delta))
     if behaviour == "shape":
         delta = {name: array.reshape(-1)[:1] for name, array in delta.items()}
     if behaviour == "names":
         delta = {f"x.{name}": array for name, array in delta.items()}
+    if behaviour in ("float64", "float16", ">f4", "int32"):
+        delta[first] = delta[first].astype(behaviour)
+    if behaviour == "extra":
+        delta["extra"] = np.ones(1, np.float32)
+    if behaviour == "missing":
+        del delta[first]
     round_number = instruction.round - 1 if behaviour == "replay" else instruction.round
-    return Update(instruction.run_id, round_number, site, delta).to_records()
+    run_id = "0" * 32 if behaviour == "other run" else instruction.run_id
+    records = Update(run_id, round_number, site, delta).to_records()
+    if behaviour == "examples":
+        records["metrics"] = MetricRecord({"num-examples": 1000})
+    if behaviour == "float examples":
+        records["metrics"] = MetricRecord({"num-examples": 1.0})
+    if behaviour == "loss":
+        records["metrics"] = MetricRecord({"num-examples": 1, "loss": 0.5})
+    if behaviour == "no metrics":
+        del records["metrics"]
+    return records
 
 
 sites_app = ClientApp()
@@ -61,7 +79,7 @@ def train_site(message: Message, context: Context) -> Message:
         return Message(Refusal(RefusalCode.BUDGET_EXHAUSTED, site).to_records(), reply_to=message)
     if behaviour == "impostor":
         site = "a"
-    return Message(_update_of(Instruction.from_records(message.content), site, behaviour), reply_to=message)
+    return Message(spoiled_update(Instruction.from_records(message.content), site, behaviour), reply_to=message)
 
 
 @sites_app.evaluate()

@@ -27,6 +27,7 @@ from simulations.loopback import COHORT, Hospital, Loopback, wait_for_end
 from simulations.processes import Background
 from tests.common.flower_compat.attacker import FleetAttacker
 from tests.support.certificates import Card, tls
+from tests.support.leaks import leaks
 from tests.support.studies import PRIVATE, small, write_study
 
 HONEST = ("alpha", "beta")
@@ -128,6 +129,11 @@ class Federation(Loopback):
         """Each site's answer in each round of a run, from the run store."""
         return _rows(self.coordinator / "runs" / run_id / "rounds.sqlite", "SELECT * FROM replies ORDER BY round, site")
 
+    def store_rows(self, run_id: str, query: str) -> list[dict[str, Any]]:
+        """Rows of a run's store; none as long as there is no store."""
+        path = self.coordinator / "runs" / run_id / "rounds.sqlite"
+        return _rows(path, query) if path.exists() else []
+
     def change_settings(self, name: str, part: str, **values: Any) -> None:
         """What hospital IT changes in a part of site.yaml later on."""
         path = self.hospitals[name].home / "site.yaml"
@@ -178,6 +184,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     started = start_federation(tmp_path_factory.mktemp("federation"))
     yield started
     assert set(started.stop().values()) <= {0}, "a process did not stop cleanly"
+    assert leaks(started, started.hospitals.values()) == [], "data of patients is in a log or a store"
 
 
 __all__ = ["COHORT", "GUEST", "HONEST", "Federation", "federation", "json_lines", "start_federation"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command in a real terminal, with somebody who types: questions are answered as a person would, passwords included."""
+"""A command in a real terminal, with somebody who types: questions are answered as a person would, passwords and Ctrl-C included."""
 
 import os
 import pty
@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from simulations.processes import MODULES, environment
 
 Dialogue = Sequence[tuple[str, str]]
+CTRL_C = "\x03"
+_OWN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+"""Makes standard input the terminal of the new session, so that Ctrl-C is a signal and a passphrase is asked for on it."""
 
 
 def real_command(line: str) -> list[str]:
@@ -25,8 +28,9 @@ def real_command(line: str) -> list[str]:
 def type_into(line: str, dialogue: Dialogue = (), seconds: float = 120.0, expect: int = 0) -> str:
     """Run a command line in a terminal; `dialogue` says what is typed when a pattern appears, in order. What the screen showed."""
     ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", _OWN_TERMINAL, *real_command(line)]
     process = subprocess.Popen(
-        real_command(line), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environment({"COLUMNS": "200"})
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environment({"COLUMNS": "200"})
     )
     os.close(theirs)
     try:
@@ -47,7 +51,8 @@ def _talk(terminal: int, process: "subprocess.Popen[bytes]", left: list[tuple[st
         screen += part
         if left and (found := re.search(left[0][0], screen[seen:])):
             seen += found.end()
-            os.write(terminal, (left.pop(0)[1] + "\n").encode())
+            typed = left.pop(0)[1]
+            os.write(terminal, (typed if typed == CTRL_C else typed + "\n").encode())
         elif not part and (ready or process.poll() is not None):
             assert not left, f"never asked for {left[0][0]!r}\n{screen}"
             process.wait(10)

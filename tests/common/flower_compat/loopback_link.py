@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real SuperLink on loopback, with TLS and node authentication, and the server's end of a run as Flower itself would have it."""
+"""A real SuperLink on loopback, with TLS and node authentication."""
 
 from __future__ import annotations
 
@@ -17,39 +17,12 @@ from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message, RecordDict
-from flwr.common.serde import run_from_proto
-from flwr.proto.runtime_pb2 import PullTaskInputRequest
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.task_identity import TaskIdentity
 
 from common.crypto.certificates import Authority
 from common.crypto.site_keys import new_ec_key, public_pem, read_ec_key
 from common.flower_compat import control, superlink
-from common.flower_compat.serverapp import FederationGrid
-from common.flower_compat.tasks import TaskSource
+from tests.common.flower_compat.server_side import ServerEnd, begun_run, bundle
 
-PYPROJECT = b"""\
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "test-run"
-version = "1.0.0"
-description = "No code."
-license = { file = "LICENSE" }
-dependencies = ["flwr>=1.41.0"]
-[tool.flwr.app]
-publisher = "tests"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-[tool.flwr.app.config]
-study = ""
-signature = ""
-"""
 START_SECONDS = 60.0
 
 
@@ -143,59 +116,9 @@ class LoopbackLink:
     @contextmanager
     def run(self, config: Mapping[str, str]) -> Iterator[ServerEnd]:
         """A run that was started with this configuration, and its server's end."""
-        self._bundle = self._bundle or control.build_bundle({"pyproject.toml": PYPROJECT, "LICENSE": b"x\n"})
-        flower_run_id = control.start_run(self, self._bundle, config)
-        source = TaskSource(self)
-        task = source.acquire()
-        source.close()
-        assert task is not None and task.flower_run_id == flower_run_id
-        grid = FederationGrid(superlink.address(self), root_certificates=self.ca_certificate.read_bytes(), token=task.token)
-        end = ServerEnd(flower_run_id, grid)
-        try:
-            end.begin()
+        self._bundle = self._bundle or bundle()
+        with begun_run(self, self._bundle, config) as end:
             yield end
-        finally:
-            end.close()
-            control.stop_run(self, flower_run_id)
-
-
-@dataclass
-class ServerEnd:
-    """What a ServerApp can do."""
-
-    flower_run_id: int
-    grid: FederationGrid
-    heartbeat: HeartbeatSender | None = None
-
-    def begin(self) -> None:
-        client = self.grid._runtime_client
-        self.heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-        self.heartbeat.start()
-        task = client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, task.run.run_id, task.context.node_id
-        self.grid.set_run(run_from_proto(task.run))
-
-    def send(self, records: RecordDict, node_id: int, kind: str = "train", ttl: float = 120.0) -> str:
-        """Send a message; its id."""
-        return next(iter(self.grid.push_messages([Message(records, node_id, kind, ttl=ttl)])))
-
-    def reply(self, message_id: str, seconds: float = 30.0) -> Message:
-        """The reply to a message."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for message in self.grid.pull_messages([message_id]):
-                return message
-            time.sleep(0.02)
-        raise AssertionError(f"no reply within {seconds} s")
-
-    def ask(self, records: RecordDict, node_id: int, kind: str = "train", seconds: float = 30.0) -> Message:
-        """Send a message and wait for its reply."""
-        return self.reply(self.send(records, node_id, kind), seconds)
-
-    def close(self) -> None:
-        if self.heartbeat is not None and self.heartbeat.is_running:
-            self.heartbeat.stop()
-        self.grid.close()
 
 
 def _free_port() -> int:

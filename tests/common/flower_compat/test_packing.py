@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from common.errors import ProtocolError
 from common.flower_compat import packing
 from common.flower_compat.packing import FORMAT, NAME, PARCEL, packed, unpacked
-from common.protocol import payload_sha256
+from common.riders import payload_sha256
 
 TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(0.5, np.float32), "none": np.zeros((0, 4), np.float32)}
 

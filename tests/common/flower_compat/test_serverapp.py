@@ -123,8 +123,8 @@ def test_the_token_file_goes_before_anything_else_happens(tmp_path: Path, monkey
     monkeypatch.setattr(serverapp, "run", lambda *given: seen.append((given, token_file.exists())))
     options = {"address": "127.0.0.1:1", "root-certificates": tmp_path / "ca.crt", "token-file": token_file}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    serverapp.main([*arguments, "--bundle-sha256", "00", "--app", "server.app"])
-    assert seen == [(("127.0.0.1:1", b"authority", "secret token", "00"), False)]
+    serverapp.main([*arguments, "--bundle-sha256", "00", "--objects", str(tmp_path), "--app", "server.app"])
+    assert seen == [(("127.0.0.1:1", b"authority", "secret token", "00", tmp_path), False)]
 
 
 def test_the_pause_grows_with_the_waiting_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:

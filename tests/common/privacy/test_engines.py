@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.models.layers import WSConv2d
 from common.privacy import engines
 from common.privacy.generator import SystemGenerator
-from common.privacy.step import MicroBatch
+from common.privacy.step import ClosableStepper, MicroBatch
 
 DIVISOR = 8.0
 ENGINE = "opacus"
@@ -65,7 +65,7 @@ def make_net(dtype: torch.dtype = torch.float64, seed: int = 0) -> SmallNet:
 
 def make_stepper(
     model: nn.Module, *, learning_rate: float = 1.0, noise: float = 0.0, norm: float = 1.0, bits: int = 48, **options
-) -> engines.ClosableStepper:
+) -> ClosableStepper:
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     settings = {"clipping_norm": norm, "noise_multiplier": noise, "divisor": DIVISOR, "generator": SystemGenerator(), "grid_bits": bits}
     return engines.make_stepper(ENGINE, model, optimiser, options.pop("loss", row_loss), **(settings | options))
@@ -99,7 +99,7 @@ def clipped_sum(model: nn.Module, batches: list[MicroBatch], norm: float, loss: 
     return total
 
 
-def step_of(model: nn.Module, stepper: engines.ClosableStepper, batches: list[MicroBatch]) -> list[Tensor]:
+def step_of(model: nn.Module, stepper: ClosableStepper, batches: list[MicroBatch]) -> list[Tensor]:
     """What a step with learning rate 1 subtracts, times the divisor: the noisy sum."""
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     stepper.private_step(batches)

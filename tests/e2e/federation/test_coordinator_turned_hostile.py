@@ -29,8 +29,8 @@ from server.launch import FILES, bundle
 from server.offers import Offer, find_offer, make_offer
 from server.run_registry import RunRegistry
 from server.state import State
-from tests.common.flower_compat.attacker import zipped
-from tests.common.flower_compat.rogue import Rogue, rogue_run
+from tests.common.flower_compat.attacker import app_bundle
+from tests.common.flower_compat.rogue import AGENT_APP, SERVER_APP, Rogue, rogue_run
 from tests.support.federation import HONEST, Federation
 
 SITE = HONEST[0]
@@ -60,10 +60,10 @@ class Scene:
         return Instruction(run_id or self.offer.run_id, self.study.canonical_json, 1, True, False, weights)
 
     @contextmanager
-    def server(self, study: str, start: Signed, files: bytes | None = None) -> Iterator[Rogue]:
+    def server(self, study: str, start: Signed, files: bytes | None = None, kind: str = SERVER_APP) -> Iterator[Rogue]:
         """Be the server of a run with this configuration, and let the gateway take it for the offered run."""
         config = {STUDY_KEY: study, SIGNATURE_KEY: start.to_json()}
-        with rogue_run(self.home, bundle() if files is None else files, config) as rogue:
+        with rogue_run(self.home, bundle() if files is None else files, config, kind) as rogue:
             RunRegistry(self.state).record(rogue.flower_run_id, self.offer.run_id, self.offer.record.study_id, time.time())
             yield rogue
 
@@ -123,13 +123,14 @@ def test_a_run_that_was_not_approved_is_refused(scene: Scene) -> None:
     assert scene.spent() == spent + 1
 
 
-def test_a_study_changed_after_approval_is_refused(scene: Scene) -> None:
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_a_study_changed_after_approval_is_refused(scene: Scene, is_signed: bool) -> None:
+    """The text alone, under the start record of the approved study; and with a start record of its own, which nobody has approved."""
     weaker = scene.study.with_changes({"privacy.epsilon": 50.0})
     spent = scene.spent()
-    for start in (scene.offer.start, scene.signed(study_id=weaker.id)):
-        with scene.server(weaker.canonical_json, start) as rogue:
-            changed = Instruction(scene.offer.run_id, weaker.canonical_json, 1, True, False, initial_model(weaker))
-            assert scene.ask(rogue, changed.to_records()) in ("STUDY_INVALID", "STUDY_NOT_APPROVED")
+    with scene.server(weaker.canonical_json, scene.signed(study_id=weaker.id) if is_signed else scene.offer.start) as rogue:
+        changed = Instruction(scene.offer.run_id, weaker.canonical_json, 1, True, False, initial_model(weaker))
+        assert scene.ask(rogue, changed.to_records()) in ("STUDY_INVALID", "STUDY_NOT_APPROVED")
     assert scene.spent() == spent
 
 
@@ -157,8 +158,21 @@ def test_other_initial_weights_than_approved_are_refused(scene: Scene) -> None:
     assert scene.spent() == spent
 
 
+@pytest.mark.parametrize("kind", ["train", "query"])
+def test_an_agents_task_that_reaches_a_site_is_refused(scene: Scene, kind: str) -> None:
+    """The run is an agent's, its study and start record are good, its message is what a server would send; only what sends it is wrong."""
+    spent = scene.spent()
+    apps = b'serverapp = "server.app:app"\nclientapp = "client.app:app"'
+    pyproject = FILES["pyproject.toml"].replace(apps, b'agentapp = "client.app:app"')
+    assert pyproject != FILES["pyproject.toml"]
+    agent = app_bundle({**FILES, "pyproject.toml": pyproject})
+    with scene.server(scene.study.canonical_json, scene.offer.start, agent, AGENT_APP) as rogue:
+        assert scene.ask(rogue, scene.instruction().to_records(), kind) == "PROTOCOL_MISMATCH"
+    assert scene.spent() == spent
+
+
 @pytest.mark.parametrize("kind", ["query", "train.other", "system"])
-def test_an_agents_task_and_other_kinds_of_message_are_refused(scene: Scene, kind: str) -> None:
+def test_other_kinds_of_message_are_refused(scene: Scene, kind: str) -> None:
     spent = scene.spent()
     with scene.server(scene.study.canonical_json, scene.offer.start) as rogue:
         assert scene.ask(rogue, scene.instruction().to_records(), kind) == "PROTOCOL_MISMATCH"
@@ -184,7 +198,7 @@ def test_a_bundle_with_hostile_code_runs_nowhere(scene: Scene) -> None:
     mark = scene.federation.folder / "code-was-run"
     hostile = f"import pathlib\npathlib.Path({str(mark)!r}).write_text('x')\n".encode()
     names = ("client/app.py", "client/__init__.py", "common/__init__.py", "sitecustomize.py")
-    with scene.server(scene.study.canonical_json, scene.offer.start, zipped({**FILES, **dict.fromkeys(names, hostile)})) as rogue:
+    with scene.server(scene.study.canonical_json, scene.offer.start, app_bundle({**FILES, **dict.fromkeys(names, hostile)})) as rogue:
         scene.ask(rogue, scene.instruction().to_records())
     assert not mark.exists()
 

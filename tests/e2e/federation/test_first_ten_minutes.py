@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.errors import ExitCode
 from simulations.federation import demo_study, write_hospitals
 from simulations.loopback import COHORT, Hospital, Loopback
 from simulations.processes import Background, wait_until
 from tests.support.studies import write_study
-from tests.support.terminal import real_command, type_into
+from tests.support.terminal import CTRL_C, real_command, type_into
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PASSPHRASE = "correct horse battery staple"
@@ -83,7 +84,11 @@ def story(
     join_by_the_same_way(federation, hospitals["general"], running)
     describe_data(hospitals["st-mary"])
     begin = hospital.next("wardround-client start")
-    started = start(f"{begin} --code '{words}'", "st-mary")
+    others = federation.words()["general"]
+    refused = type_into(begin, [("Words", others)], expect=ExitCode.BAD_INPUT)
+    assert "not the twelve words of this site" in " ".join(refused.split())
+    type_into(begin, [("Words", words), ("started", CTRL_C)])
+    started = start(begin, "st-mary")
     wait_until((hospitals["st-mary"].home / "tls.crt").exists, "the certificate is there", 60, started)
     type_into(hospital.next("wardround-client check"))
     run = start(coordinator.next("wardround-server start"), "start")

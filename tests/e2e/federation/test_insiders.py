@@ -17,11 +17,11 @@ from common.study import Study
 from simulations.processes import Background, wait_until
 from tests.common.flower_compat.attacker import FleetAttacker, PullMessagesResponse, PullObjectResponse, parsed
 from tests.support.federation import GUEST, HONEST, Federation
+from tests.support.rubbish import rubbish
 from tests.support.studies import write_study
 
 FIRST, SECOND = HONEST
 REQUESTS = 10_000
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,67 @@ def test_without_the_gateway_flower_would_have_given_it(long_run: LongRun) -> No
 
 
 def test_who_has_not_approved_gets_no_message_and_no_run(long_run: LongRun) -> None:
-    federation = long_run.federation
+    federation, before = long_run.federation, long_run.rounds()
     with federation.attacker(GUEST, GUEST) as attacker:
         assert attacker.activate().status_code == 200
-        for _ in range(20):
-            assert not parsed(PullMessagesResponse, attacker.pull_messages()).messages_list
-            time.sleep(0.1)
+        wait_until(lambda: nothing_for(attacker) and long_run.rounds() >= before + 3, "rounds that began after it came", 120)
         refused = attacker.get_run(long_run.flower_run)
         assert (refused.status_code, refused.json()["code"]) == (403, "RUN_NOT_APPROVED")
         assert attacker.deactivate().status_code == 200
     assert GUEST not in {row["site"] for row in federation.outcomes(long_run.run_id)}
 
 
+def nothing_for(attacker: FleetAttacker) -> bool:
+    """That there is no message for it."""
+    assert not parsed(PullMessagesResponse, attacker.pull_messages()).messages_list
+    return True
+
+
 def test_nobody_pushes_into_a_run_without_being_asked(long_run: LongRun) -> None:
-    with long_run.federation.attacker(GUEST, GUEST) as attacker:
-        refused = attacker.push_object(long_run.flower_run, "0" * 64, b"x" * 100, "somebody's session")
-        assert refused.status_code in (400, 403)
-        assert attacker.confirm(long_run.flower_run, "0" * 64).status_code in (400, 403)
+    """Not the guest, who has not approved the run; and not a hospital that has, in the name of its neighbour."""
+    federation, run = long_run.federation, long_run.flower_run
+    with federation.attacker(GUEST, GUEST) as attacker:
+        answers = (
+            attacker.push_object(run, "0" * 64, b"x" * 100, "a session"),
+            attacker.confirm(run, "0" * 64),
+            attacker.push_messages(run),
+        )
+        assert {code(answer) for answer in answers} == {(403, "RUN_NOT_APPROVED")}
+    with federation.attacker(SECOND, SECOND) as attacker:
+        for session in ("", "somebody's session", *sessions_of(federation, FIRST)):
+            assert code(attacker.push_object(run, "0" * 64, b"x" * 100, session)) == (403, "NOT_YOUR_SESSION")
     long_run.goes_on()
+
+
+def test_nobody_answers_or_deletes_the_message_of_another(long_run: LongRun) -> None:
+    """Confirming a message deletes it at Flower, and whoever answers first has answered: only the site that it was delivered to may."""
+    federation, run = long_run.federation, long_run.flower_run
+    seen: set[str] = set()
+    deadline = time.monotonic() + 60
+    with federation.attacker(SECOND, SECOND) as attacker:
+        while len(seen) < 3 and time.monotonic() < deadline:
+            for message_id in messages_of(federation, FIRST, run) - seen:
+                answers = (attacker.push_messages(run, reply_to=message_id), attacker.confirm(run, message_id))
+                assert {code(answer) for answer in answers} == {(403, "NOT_ADDRESSED")}
+                seen.add(message_id)
+    assert len(seen) >= 3, "the test never saw a message to the other site"
+    long_run.goes_on()
+
+
+def sessions_of(federation: Federation, site: str) -> list[str]:
+    """Ids of the sessions that replies of a site have opened."""
+    return [str(row["session_id"]) for row in federation.rows("SELECT session_id FROM push_session WHERE site = ?", site)]
+
+
+def messages_of(federation: Federation, site: str, flower_run: int) -> set[str]:
+    """Ids of messages that were delivered to a site in a run."""
+    query = "SELECT message_id FROM addressed WHERE site = ? AND flower_run_id = ?"
+    return {str(row["message_id"]) for row in federation.rows(query, site, str(flower_run))}
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of a refusal."""
+    return response.status_code, str(response.json()["code"])
 
 
 def test_no_secret_is_on_any_command_line(long_run: LongRun) -> None:
@@ -131,8 +174,9 @@ def test_no_secret_is_on_any_command_line(long_run: LongRun) -> None:
     roots = [federation.server.pid, *(process.pid for process in federation.sites.values())]
     lines = [" ".join(process.cmdline()) for root in roots for process in tree(root)]
     assert any("common.flower_compat.serverapp" in line for line in lines), "there is no ServerApp to look at"
-    assert not any("--token " in line for line in lines)
-    for secret in secrets_of(federation):
+    tokens = [str(row["token"]) for row in federation.superlink_rows("SELECT token FROM task WHERE token IS NOT NULL")]
+    assert tokens, "Flower keeps its tokens elsewhere now: look for them there"
+    for secret in (*secrets_of(federation), *tokens):
         assert not [line for line in lines if secret in line]
 
 
@@ -152,50 +196,16 @@ def secrets_of(federation: Federation) -> list[str]:
 
 @pytest.mark.slow
 def test_ten_thousand_malformed_and_oversized_requests(long_run: LongRun) -> None:
-    federation = long_run.federation
-    dice = random.Random(7)
+    federation, dice = long_run.federation, random.Random(7)
+    sent = [rubbish(dice) for _ in range(REQUESTS)]
     with federation.attacker(GUEST, GUEST) as attacker, federation.client() as stranger, ThreadPoolExecutor(8) as pool:
         assert attacker.activate().status_code == 200
-        rubbish = [request_of(dice) for _ in range(REQUESTS)]
-        answers = list(pool.map(lambda one: fire(one, attacker, stranger, long_run.flower_run), rubbish))
-    counted = Counter(answers)
-    assert not [status for status in counted if status == 0 or status >= 500 or 200 <= status < 300], counted
+        answers = list(pool.map(lambda one: one.fire(attacker, stranger), sent))
+    wrong = Counter(
+        (one.path, len(one.body), one.known, answer) for one, answer in zip(sent, answers, strict=True) if answer not in one.right
+    )
+    assert not wrong
+    assert 429 in answers, "strangers were never slowed down"
+    assert {"BODY_TOO_LARGE", "MALFORMED"} <= {line.get("code") for line in federation.access_log()}
     assert federation.is_up()
     long_run.goes_on()
-
-
-@dataclass(frozen=True)
-class Rubbish:
-    """One bad request: which path, what body, with or without a certificate."""
-
-    path: str
-    body: bytes
-    known: bool
-
-
-def request_of(dice: random.Random) -> Rubbish:
-    """Random bytes, cut messages, wrong paths, and now and then something far too large."""
-    calls = (
-        "pull-object",
-        "push-object",
-        "get-run",
-        "push-messages",
-        "confirm-message-received",
-        "get-fab",
-        "register-node",
-        "../control/start-run",
-    )
-    own = ("approvals", "enrol", "renew", "nothing", "%2e%2e/health", "studies")
-    path = f"/v1/fleet/{dice.choice(calls)}" if dice.random() < 0.7 else f"/v1/wardround/{dice.choice(own)}"
-    size = 9 * MIB if dice.random() < 0.005 else dice.choice((0, 1, 10, 1000, 20_000))
-    return Rubbish(path, dice.randbytes(min(size, 1000)) * max(1, size // 1000), dice.random() < 0.9)
-
-
-def fire(one: Rubbish, attacker: FleetAttacker, stranger: httpx.Client, run: int) -> int:
-    """Status of the answer; -1 when the connection was closed, which is an answer too."""
-    try:
-        if one.known:
-            return attacker.raw(one.path, one.body).status_code
-        return stranger.post(one.path, content=one.body).status_code
-    except httpx.TransportError:
-        return -1

@@ -11,31 +11,16 @@ from pathlib import Path
 import pytest
 
 from simulations.processes import wait_until
-from tests.common.flower_compat.attacker import start_run, zipped
+from tests.common.flower_compat.attacker import APP_PROJECT, APPS, app_bundle, start_run
 from tests.support.certificates import tls
 from tests.support.federation import HONEST, Federation
-
-PROJECT = """[project]
-name = "evil"
-version = "1.0.0"
-license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.41.0"]
-
-[tool.flwr.app]
-publisher = "evil"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
-
-[tool.flwr.app.components]
-{components}
-"""
 
 
 def bundle(mark: Path, components: str) -> bytes:
     """An app whose every module leaves a mark when it is imported."""
     code = f"import pathlib\npathlib.Path({str(mark)!r}).write_text('x')\n".encode()
     names = ("server/__init__.py", "server/app.py", "client/__init__.py", "client/app.py", "evil.py", "sitecustomize.py")
-    return zipped({"pyproject.toml": PROJECT.format(components=components).encode(), "LICENSE": b"x\n", **dict.fromkeys(names, code)})
+    return app_bundle({"pyproject.toml": APP_PROJECT.replace(APPS, components).encode(), "LICENSE": b"x\n", **dict.fromkeys(names, code)})
 
 
 @pytest.mark.parametrize("app", ["evil:app", "server.app:app"])
@@ -47,8 +32,8 @@ def test_code_in_a_bundle_runs_neither_at_the_server_nor_at_a_site(federation: F
     run_id = start_run(f"https://127.0.0.1:{federation.ports[1]}", context, hostile)
     wait_until(lambda: "finished" in status_of(federation, run_id), "the run has failed", 60)
     log = (federation.coordinator / "logs" / f"run-{run_id}.log").read_text(encoding="utf-8")
-    assert "FOREIGN_BUNDLE" in log
     assert not mark.exists()
+    assert "FOREIGN_BUNDLE" in log
     assert {name: len(federation.exits(name)) for name in HONEST} == before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from simulations.loopback import Hospital
 from simulations.processes import run
-from tests.common.flower_compat.attacker import FleetAttacker, acquire_task, flwr_command, new_node_key
+from tests.common.flower_compat.attacker import FleetAttacker, acquire_task, new_node_key
 from tests.support.certificates import issue, new_authority, real_authority
 from tests.support.federation import GUEST, HONEST, Federation
 
@@ -120,21 +120,6 @@ def test_the_calls_of_others_are_closed_even_with_a_certificate(federation: Fede
         }
 
 
-def test_flowers_own_command_reaches_nothing(federation: Federation, tmp_path: Path) -> None:
-    counted = "SELECT (SELECT count(*) FROM run) AS runs, (SELECT count(*) FROM node) AS nodes"
-    before = federation.superlink_rows(counted)
-    address, ca = federation.url.removeprefix("https://"), federation.coordinator / "ca.crt"
-    (tmp_path / "node.pub").write_bytes(FleetAttacker(httpx.Client(), new_node_key()).public_key)
-    commands = (
-        ("list", "target"),
-        ("stop", "1", "target"),
-        ("supernode", "register", str(tmp_path / "node.pub"), "target", "--name", "evil"),
-    )
-    for words in commands:
-        assert flwr_command(tmp_path / "flwr", address, ca, *words).returncode != 0, words
-    assert federation.superlink_rows(counted) == before
-
-
 def test_a_serverapp_task_is_not_given_away(federation: Federation) -> None:
     with federation.client(federation.card(GUEST)) as http:
         assert acquire_task(http).status_code in (403, 404)
@@ -170,33 +155,6 @@ def test_an_invitation_alone_grants_nothing(federation: Federation) -> None:
     with federation.client() as http:
         answer = http.get("/v1/wardround/studies", headers={"authorization": f"Bearer {invitation['token']}"})
     assert code(answer) == (401, "NO_CERTIFICATE")
-
-
-def test_a_revoked_site_is_out_on_the_connection_that_it_holds(federation: Federation) -> None:
-    federation.add("leaver")
-    with federation.attacker("leaver", "leaver") as attacker, federation.client(federation.card("leaver")) as http:
-        assert attacker.activate().status_code == 200
-        first, port = asked_from(http, "/v1/wardround/time")
-        assert first.status_code == 200
-        revoking = federation.on_server_in_background("sites", "revoke", "leaver")
-        answer, late = first, 0
-        while answer.status_code == 200 and late < 50:
-            assert revoking.code in (None, 0), revoking.said
-            late += revoking.code == 0
-            time.sleep(0.1)
-            answer, same_port = asked_from(http, "/v1/wardround/time")
-            assert same_port == port, "the test has to stay on one connection"
-        assert code(answer) == (401, "CERTIFICATE_REFUSED")
-        assert revoking.finished(60) == 0
-        assert {code(answer) for answer in (attacker.heartbeat(), attacker.pull_messages())} == {(401, "CERTIFICATE_REFUSED")}
-
-
-def asked_from(http: httpx.Client, path: str) -> tuple[httpx.Response, int]:
-    """An answer, and the local port of the connection that it came on."""
-    with http.stream("GET", path) as response:
-        port = int(response.extensions["network_stream"].get_extra_info("client_addr")[1])
-        response.read()
-    return response, port
 
 
 def test_refusals_are_in_the_access_log(federation: Federation) -> None:

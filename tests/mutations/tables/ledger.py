@@ -5,14 +5,87 @@ from tests.mutations.mutation import mutation
 
 RECOVERY = "tests/client/ledger/test_recovery.py"
 ACCOUNTS = "tests/client/ledger/test_accounts.py"
+WITNESS = "tests/client/ledger/test_site_witness.py"
+VERSIONS = "tests/client/ledger/test_versions.py"
+BACKUP = "tests/client/test_backup.py"
 
 LEDGER = (
     mutation(
         "ignore receipts",
         "client/ledger/book.py",
-        "        if lacking:\n",
-        "        if False:\n",
+        "    if lacking:\n",
+        "    if False:\n",
         f"{RECOVERY}::test_a_restored_ledger_trains_nothing_until_it_is_recovered",
+    ),
+    mutation(
+        "ignore the log of what left",
+        "client/ledger/book.py",
+        "return [*receipts, *self._witness.sightings()]",
+        "return receipts",
+        f"{WITNESS}::test_a_ledger_older_than_the_newest_line_trains_nothing_until_it_is_recovered",
+    ),
+    mutation(
+        "ignore the mark of a restore",
+        "client/ledger/site_witness.py",
+        "found = [] if mark is None else [mark.sighting]",
+        "found = []",
+        f"{WITNESS}::test_a_mark_closes_everything_until_it_is_answered",
+    ),
+    mutation(
+        "restore without a mark",
+        "client/backup.py",
+        "        Restored.new(row, manifest.created, time.time() if now is None else now).write(unpacked)\n",
+        "",
+        f"{BACKUP}::test_a_restored_site_stays_closed_until_the_coordinator_was_asked",
+    ),
+    mutation(
+        "open a restored site when nobody answers",
+        "client/recovering.py",
+        "        if is_restored:\n",
+        "        if False:\n",
+        f"{BACKUP}::test_a_restored_site_stays_closed_until_the_coordinator_was_asked",
+    ),
+    mutation(
+        "answer the log of what left without charging",
+        "client/ledger/recovery.py",
+        "entries += [*charges, RecoveryEntry(_heads(fold, shown, departures))]",
+        "entries += [RecoveryEntry(_heads(fold, shown, departures))]",
+        f"{WITNESS}::test_a_ledger_older_than_the_newest_line_trains_nothing_until_it_is_recovered",
+    ),
+    mutation(
+        "train again under a charge whose update left",
+        "client/ledger/departures.py",
+        "if charge.state in (State.RESERVED, State.SETTLED))",
+        "if False)",
+        f"{WITNESS}::test_a_reservation_that_left_is_never_trained_again",
+    ),
+    mutation(
+        "charge a line's round again when its receipt comes",
+        "client/ledger/recovery.py",
+        "return tuple(dict.fromkeys([*shown, *fold.lacks(dict.fromkeys(rode))]))",
+        "return tuple(shown)",
+        f"{WITNESS}::test_a_receipt_for_a_line_that_was_answered_shows_nothing_new",
+    ),
+    mutation(
+        "forget replies that only the coordinator remembers",
+        "client/recovering.py",
+        "return found + list(_of_statements(home, lost.values()))",
+        "return found",
+        f"{BACKUP}::test_a_reply_that_arrived_without_its_head_is_charged_all_the_same",
+    ),
+    mutation(
+        "use a ledger of a later release",
+        "common/databases.py",
+        "if not 0 <= found <= schema.version:",
+        "if False:",
+        f"{VERSIONS}::test_a_ledger_of_a_later_release_is_refused_and_not_touched",
+    ),
+    mutation(
+        "bring a ledger up to date without looking at its triggers",
+        "client/ledger/database.py",
+        "VERSIONS: Final = Schema(steps=((),), check=_is_whole)",
+        "VERSIONS: Final = Schema(steps=((),))",
+        f"{VERSIONS}::test_a_ledger_that_lacks_a_trigger_is_not_brought_up_to_date",
     ),
     mutation(
         "believe receipts that the coordinator did not sign",

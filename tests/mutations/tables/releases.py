@@ -27,8 +27,8 @@ RELEASES = (
     mutation(
         "send a metric along",
         "common/protocol.py",
-        'return RecordDict({FACTS: facts, MODEL: _array_record(self.delta), "metrics": MetricRecord({"num-examples": 1})})',
-        'return RecordDict({FACTS: facts, MODEL: _array_record(self.delta), "metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})',
+        'return RecordDict({FACTS: facts, MODEL: array_record(self.delta), "metrics": MetricRecord({"num-examples": 1})})',
+        'return RecordDict({FACTS: facts, MODEL: array_record(self.delta), "metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})',
         f"{WIRE}::test_a_reply_carries_nothing_but_tensors_round_and_site",
         traps=[20, 26],
     ),

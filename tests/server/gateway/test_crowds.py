@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.common.flower_compat.attacker import FleetAttacker
 from tests.common.flower_compat.fleet_bytes import delivery, object_id, reply, session
 from tests.server.gateway.conftest import Federation, founded
 from tests.server.gateway.coordinator import NODE_OF, RUN_OF, client, gateway, node, tls
 from tests.server.gateway.upstream import upstream
 
 SMALL = (
-    "Limits(site=Rate(2.0, 40.0), stranger=Rate(0.2, 10.0), enrol=Rate(0.5, 5.0), at_once=2, reply_bytes=1400, chunk_seconds=1.0,"
-    " enrol_seconds=1.0)"
+    "Limits(site=Rate(2.0, 40.0), stranger=Rate(0.2, 10.0), enrol=Rate(0.5, 5.0), at_once=2, chunk_seconds=1.0,"
+    " enrol_seconds=1.0, reply_bytes=1400, reply_objects=4, replies_to_a_message=3)"
 )
 
 
@@ -26,15 +27,49 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield Federation(coordinator, north, south, inner)
 
 
+def answer_message(crowded: Federation, site: FleetAttacker, message: str, session_id: str) -> httpx.Response:
+    """Hospital south pulls a message, and announces a reply to it."""
+    crowded.upstream.answer("pull-messages", delivery(RUN_OF["south"], NODE_OF["south"], message))
+    assert site.pull_messages().content
+    return announce(crowded, site, message, session_id)
+
+
+def announce(crowded: Federation, site: FleetAttacker, message: str, session_id: str) -> httpx.Response:
+    crowded.upstream.answer("push-messages", session(session_id))
+    return site.post("push-messages", reply(site.node_id, RUN_OF["south"], message))
+
+
 def test_one_reply_may_not_fill_the_disk(crowded: Federation) -> None:
     with node(crowded.coordinator, crowded.south) as site:
-        crowded.upstream.answer("pull-messages", delivery(RUN_OF["south"], NODE_OF["south"], "m"))
-        crowded.upstream.answer("push-messages", session("s"))
-        assert site.pull_messages().content
-        assert site.post("push-messages", reply(site.node_id, RUN_OF["south"], "m")).status_code == 200
+        answer_message(crowded, site, "m", "s")
         sizes = [site.push_object(RUN_OF["south"], object_id(str(number)), bytes(400), "s") for number in range(3)]
+        announce(crowded, site, "m", "s again")
+        again = site.push_object(RUN_OF["south"], object_id("2"), bytes(400), "s again")
+        answer_message(crowded, site, "m2", "s2")
+        other = site.push_object(RUN_OF["south"], object_id("2"), bytes(400), "s2")
     assert [answer.status_code for answer in sizes] == [200, 200, 413]
-    assert sizes[-1].json()["code"] == "REPLY_TOO_LARGE"
+    assert sizes[-1].json()["code"] == again.json()["code"] == "REPLY_TOO_LARGE", "a new session is no new room"
+    assert other.status_code == 200, "another message has its own"
+
+
+def test_one_reply_may_not_have_objects_without_end(crowded: Federation) -> None:
+    with node(crowded.coordinator, crowded.south) as site:
+        answer_message(crowded, site, "small", "tiny")
+        crowded.upstream.answer("push-object", b"", 503)
+        lost = [site.push_object(RUN_OF["south"], object_id("0"), b"x", "tiny").status_code for _ in range(5)]
+        crowded.upstream.answer("push-object", b"")
+        codes = [site.push_object(RUN_OF["south"], object_id(str(number)), b"x", "tiny").status_code for number in range(5)]
+    assert (lost, codes) == ([503] * 5, [200, 200, 200, 200, 413]), "what the SuperLink did not take is not counted"
+
+
+def test_one_message_may_not_be_answered_without_end(crowded: Federation) -> None:
+    with node(crowded.coordinator, crowded.south) as site:
+        answers = [
+            answer_message(crowded, site, "often", "o1"),
+            *(announce(crowded, site, "often", f"o{number}") for number in range(2, 5)),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 413]
+    assert answers[-1].json()["code"] == "TOO_MANY_REPLIES"
 
 
 def test_a_site_that_asks_too_often_is_told_when_to_come_back(crowded: Federation) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from common.flower_compat.superlink import objects_folder
 from server.offers import set_withdrawn
 from server.run_registry import RunRegistry
 from tests.common.flower_compat.attacker import FleetAttacker
-from tests.common.flower_compat.fleet_bytes import delivery, object_id, reply, session
+from tests.common.flower_compat.fleet_bytes import delivery, object_id, pulled_object, reply, session
 from tests.server.gateway.conftest import Federation, founded
 from tests.server.gateway.coordinator import RUN_OF, approval, client, gateway, node, start_record
 from tests.server.gateway.upstream import upstream
@@ -137,6 +138,26 @@ def test_a_site_gets_the_objects_of_its_messages_and_no_others(federation: Feder
         assert refused(south.pull_object(BOTH, object_id(name)), "NOT_ADDRESSED")
     assert refused(north.pull_object(NORTH, object_id("norths-own")), "NOT_ADDRESSED"), "the object of another run"
     assert len(federation.upstream.took("pull-object")) == 3
+
+
+def test_a_large_object_comes_from_its_file_and_only_to_whom_it_belongs(
+    federation: Federation, north: FleetAttacker, south: FleetAttacker
+) -> None:
+    content = bytes(range(256)) * 4_000
+    folder = objects_folder(federation.coordinator.home.superlink_database)
+    folder.mkdir(exist_ok=True)
+    for name in ("large", "anothers-large"):
+        (folder / object_id(name)).write_bytes(content)
+    deliver(federation, north, BOTH, "m5", "large")
+    deliver(federation, south, SOUTH, "m6", "anothers-large")
+    answer = north.pull_object(BOTH, object_id("large"))
+    assert pulled_object(answer.content) == content
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert federation.upstream.took("pull-object") == []
+    assert refused(north.pull_object(SOUTH, object_id("anothers-large")), "RUN_NOT_APPROVED")
+    assert refused(north.pull_object(BOTH, object_id("anothers-large")), "NOT_ADDRESSED")
+    assert refused(south.pull_object(BOTH, object_id("large")), "NOT_ADDRESSED")
+    assert federation.logged(object=object_id("large")[:16], status=200)["bytes_out"] == len(answer.content)
 
 
 def test_confirmed_objects_are_no_longer_given_out(federation: Federation, north: FleetAttacker) -> None:

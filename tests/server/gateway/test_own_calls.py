@@ -81,8 +81,8 @@ def test_an_answer_to_a_study_that_was_not_offered(federation: Federation) -> No
 
 
 def test_receipts_are_numbered(federation: Federation) -> None:
-    assert ask(federation, federation.north, "GET", "receipts").json() == {"receipts": []}
-    assert ask(federation, federation.north, "GET", "receipts?after=0").json() == {"receipts": []}
+    assert ask(federation, federation.north, "GET", "receipts").json() == {"receipts": [], "ledger": None}
+    assert ask(federation, federation.north, "GET", "receipts?after=0").json() == {"receipts": [], "ledger": None}
 
 
 @pytest.mark.parametrize("query", ["after=", "after=-1", "after=1&after=2", "after=1e3", "x", f"after={10**18}", "AFTER=1", "after=%31"])

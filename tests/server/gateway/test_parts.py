@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from common.errors import StorageError
 from server.gateway.access_log import QUIET_SECONDS, AccessLog, printable_path
-from server.gateway.addressed import KEPT_MESSAGES, KEPT_SESSIONS, Addressed
+from server.gateway.addressed import KEPT_MESSAGES, KEPT_SESSIONS, Addressed, Taken
 from server.gateway.fresh import MAX_AGE_SECONDS, Fresh
 from server.gateway.limits import Buckets, Limits, Rate, origin
 from server.state import State
@@ -153,7 +153,7 @@ def test_only_the_newest_messages_and_sessions_are_known(tmp_path: Path) -> None
         for number in range(KEPT_MESSAGES + 2):
             await addressed.deliver("north", 1, f"m{number}", [f"part{number}"])
         for number in range(KEPT_SESSIONS + 2):
-            await addressed.open("north", 1, f"s{number}")
+            await addressed.open("north", 1, "m2", f"s{number}")
 
     asyncio.run(scene())
     for known in (addressed, Addressed(state)):
@@ -166,9 +166,38 @@ def test_only_the_newest_messages_and_sessions_are_known(tmp_path: Path) -> None
         assert database.execute("SELECT COUNT(*) FROM push_session").fetchone()[0] == KEPT_SESSIONS
 
 
-def test_bytes_of_a_session_are_counted(tmp_path: Path) -> None:
+def test_what_came_is_counted_by_message_over_all_sessions(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.sqlite")
+    addressed = Addressed(state)
+
+    async def scene() -> None:
+        for message, session in (("m", "s"), ("m", "t"), ("other", "u")):
+            await addressed.deliver("north", 1, message, [])
+            await addressed.open("north", 1, message, session)
+            addressed.took_reply("north", 1, message)
+        for session, size_bytes in (("s", 5), ("s", 6), ("t", 1), ("u", 100)):
+            addressed.took_object("north", session, size_bytes)
+
+    asyncio.run(scene())
+    assert addressed.taken("north", 1, "m") == addressed.taken_with("north", "t") == Taken(replies=2, objects=3, size_bytes=12)
+    assert addressed.taken("north", 1, "other") == Taken(1, 1, 100)
+    assert addressed.taken("north", 2, "m") == addressed.taken("south", 1, "m") == addressed.taken_with("south", "s") == Taken()
+    restarted = Addressed(state)
+    restarted.took_object("north", "s", 7)
+    restarted.took_object("north", "u", 8)
+    assert restarted.taken_with("north", "t") == Taken(0, 2, 15), "sessions of before the restart share one count"
+
+
+def test_counts_go_with_their_message(tmp_path: Path) -> None:
     addressed = Addressed(State(tmp_path / "state.sqlite"))
-    assert [addressed.push("s", 5), addressed.push("s", 6), addressed.push("t", 1)] == [5, 11, 1]
+
+    async def scene() -> None:
+        for number in range(KEPT_MESSAGES + 1):
+            await addressed.deliver("north", 1, f"m{number}", [])
+            addressed.took_reply("north", 1, f"m{number}")
+
+    asyncio.run(scene())
+    assert [addressed.taken("north", 1, f"m{number}").replies for number in (0, 1, KEPT_MESSAGES)] == [0, 1, 1]
 
 
 # ---- the access log

@@ -19,7 +19,7 @@ from common.flower_compat.fleet_messages import answer_to
 from server.authority import register_node, registry
 from tests.common.flower_compat.attacker import PullMessagesResponse, PullObjectResponse, acquire_task, parsed
 from tests.common.flower_compat.fleet_bytes import reply_to
-from tests.common.flower_compat.server_side import ServerSide
+from tests.common.flower_compat.server_side import ServerEnd, begun_run, bundle
 from tests.server.gateway.coordinator import Coordinator, Hospital, client, gateway, node, tls
 
 
@@ -30,7 +30,7 @@ class Real:
     coordinator: Coordinator
     north: Hospital
     south: Hospital
-    run: ServerSide
+    run: ServerEnd
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
         with gateway(coordinator):
             wait_for_superlink(coordinator, process)
             north, south = (registered(coordinator, name, folder) for name in ("north", "south"))
-            run = ServerSide(home)
-            coordinator.start(run.flower_run_id, ("north", "south"), (north,))
-            yield Real(coordinator, north, south, run)
-            run.close()
+            with begun_run(home, bundle(), {"study": "{}"}) as run:
+                coordinator.start(run.flower_run_id, ("north", "south"), (north,))
+                yield Real(coordinator, north, south, run)
     finally:
         process.terminate()
         process.wait(20)
@@ -94,16 +93,16 @@ def instruction(value: float) -> RecordDict:
 def test_a_message_goes_out_and_its_reply_comes_back(real: Real) -> None:
     link = FleetConnection(real.coordinator.url, tls(real.coordinator, real.north), real.north.keys.node_key)
     assert link.activate() == real.north.node_id
-    sent = real.run.send(real.north.node_id, instruction(1.5))
+    sent = real.run.send(instruction(1.5), real.north.node_id)
     pulled = link.pull()
     assert pulled is not None and pulled.message_id == sent
-    assert link.pull() is None
     assert link.run(pulled.flower_run_id).config["study"] == "{}"
     message = link.fetch(pulled, lambda: False)
     link.confirm(pulled)
+    assert link.pull() is None
     assert float(message.content["model"]["weight"].numpy()[0]) == 1.5
     link.push(answer_to(pulled, instruction(2.5), 0.1))
-    answer = real.run.reply_to(sent)
+    answer = real.run.reply(sent)
     assert float(answer.content["model"]["weight"].numpy().sum()) == 2.5 * 3_000_000
     link.deactivate()
     link.close()
@@ -130,7 +129,7 @@ def test_another_sites_object_by_its_true_id(real: Real) -> None:
     """Flower itself would give it: the same call made to the SuperLink on loopback has it."""
     with node(real.coordinator, real.north) as north, node(real.coordinator, real.south) as south:
         assert north.activate().status_code == south.activate().status_code == 200
-        real.run.send(real.north.node_id, instruction(3.5))
+        real.run.send(instruction(3.5), real.north.node_id)
         announced = parsed(PullMessagesResponse, north.pull_messages())
         true_id = announced.messages_list[0].metadata.message_id
         run_id = real.run.flower_run_id
@@ -149,7 +148,7 @@ def test_another_sites_object_by_its_true_id(real: Real) -> None:
 def test_a_message_of_a_run_that_the_site_did_not_approve_stays_inside(real: Real) -> None:
     with node(real.coordinator, real.south) as south:
         assert south.activate().status_code == 200
-        sent = real.run.send(real.south.node_id, instruction(4.5))
+        sent = real.run.send(instruction(4.5), real.south.node_id)
         assert south.pull_messages().content == b""
         assert south.pull_object(real.run.flower_run_id, sent).status_code == 403
         forged = reply_to(sent, real.south.node_id, real.run.flower_run_id)

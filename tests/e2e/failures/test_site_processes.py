@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes of a hospital that die in the middle of a round."""
+
+import pytest
+
+from tests.support.failures import Recorder
+from tests.support.faults import kill, kill_daemon, no_more_memory, running, worker, workers
+from tests.support.federation import HONEST, Federation
+from tests.support.sightings import daemon_said, refused, round_done, site_log_said
+
+SITE = HONEST[0]
+
+
+@pytest.mark.slow
+def test_node_killed_in_training(federation: Federation, recorder: Recorder) -> None:
+    with running(federation, "node-killed") as run:
+        trained = run.wait_for_training(SITE)
+        done = f"SIGKILL to the daemon of {SITE} while it trains; started again at once"
+        with recorder.fault("node killed in training", done, federation) as incident:
+            incident.struck()
+            kill_daemon(federation, SITE)
+            federation.start_site(federation.hospitals[SITE])
+            incident.site_saw(daemon_said(federation, SITE, "the daemon before this one ended without stopping"))
+            incident.coordinator_saw(refused(federation, run.run_id, SITE, "TRAINING_FAILED"))
+            incident.recovered(round_done(federation, run.run_id, updates=2))
+            whole = run.finish()
+            incident.is_whole(whole)
+        assert whole.missed == (f"{SITE} in round {trained} (TRAINING_FAILED)",)
+
+
+@pytest.mark.slow
+def test_training_process_killed(federation: Federation, recorder: Recorder) -> None:
+    with running(federation, "worker-killed") as run:
+        trained = run.wait_for_training(SITE)
+        done = f"SIGKILL to the training process of {SITE}, as the kernel does when memory runs out"
+        with recorder.fault("worker out of memory (killed)", done, federation) as incident:
+            incident.struck()
+            kill(worker(federation, SITE))
+            incident.site_saw(daemon_said(federation, SITE, "message answered", answer="TRAINING_FAILED"))
+            incident.coordinator_saw(refused(federation, run.run_id, SITE, "TRAINING_FAILED"))
+            incident.recovered(round_done(federation, run.run_id, updates=2))
+            whole = run.finish()
+            incident.is_whole(whole)
+        assert whole.missed == (f"{SITE} in round {trained} (TRAINING_FAILED)",)
+
+
+@pytest.mark.slow
+def test_training_process_gets_no_memory(federation: Federation, recorder: Recorder) -> None:
+    for left in workers(federation, SITE):
+        kill(left)  # a fresh process has no memory in reserve
+    with running(federation, "worker-limited") as run:
+        trained = run.wait_for_training(SITE)
+        done = f"the training process of {SITE} gets no more memory from the system (RLIMIT_AS) until its round has failed"
+        with recorder.fault("worker out of memory (refused by the system)", done, federation) as incident:
+            incident.struck()
+            with no_more_memory(worker(federation, SITE)):
+                incident.coordinator_saw(refused(federation, run.run_id, SITE, "TRAINING_FAILED"))
+            incident.healed()
+            incident.site_saw(site_log_said(federation, SITE, "TRAINING_FAILED"))
+            incident.recovered(round_done(federation, run.run_id, updates=2))
+            whole = run.finish()
+            incident.is_whole(whole)
+        assert whole.missed == (f"{SITE} in round {trained} (TRAINING_FAILED)",)
