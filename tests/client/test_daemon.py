@@ -67,6 +67,7 @@ def stopped(process: subprocess.Popen[bytes]) -> int:
     return process.wait(30)
 
 
+@pytest.mark.slow
 def test_sigterm_in_training(site: NodeSite) -> None:
     site.behave("sleep 60")
     with site.link.run(site.config) as server, daemon(site) as process:

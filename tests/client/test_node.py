@@ -329,6 +329,7 @@ def test_nothing_leaves_while_its_line_cannot_be_written(site: NodeSite, monkeyp
         assert code(server.reply(sent)) in ("update", "TRAINING_FAILED", "NOT_READY")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_at_the_start_and_killed_in_training(tmp_path: Path, data: Path) -> None:
     with running_link(tmp_path / "link") as own:
         site = approved_site(tmp_path, own, data)

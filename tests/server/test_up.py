@@ -174,6 +174,7 @@ def test_neither_foreign_code_nor_an_unsigned_study_runs(scene: Scene, tmp_path:
     assert not list((scene.home / "flower").rglob("wardround_evil.py"))
 
 
+@pytest.mark.slow
 def test_a_killed_serverapp_is_replaced_without_anybodys_word(scene: Scene) -> None:
     held = Held(2)
     with scene.sites(north=held, south=held) as sites:

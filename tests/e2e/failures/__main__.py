@@ -31,31 +31,21 @@ class Collector:
 def scenarios() -> list[str]:
     """The names of all scenarios, in the order in which pytest finds them."""
     collector = Collector()
+    options = ["-m", "slow", "--collect-only", "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", f"--rootdir={FOLDER.parents[2]}"]
     with redirect_stdout(io.StringIO()) as shown:
-        code = pytest.main(
-            [
-                str(FOLDER),
-                "-m",
-                "slow",
-                "--collect-only",
-                "-q",
-                "-W",
-                "ignore::pytest.PytestAssertRewriteWarning",
-                f"--rootdir={FOLDER.parents[2]}",
-            ],
-            [collector],
-        )
+        code = pytest.main([str(FOLDER), *options], [collector])
     assert code == pytest.ExitCode.OK, shown.getvalue()
     return collector.names
 
 
 def main(arguments: list[str]) -> int:
     """Run them, write the page; pytest's exit code."""
+    names = scenarios()
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, ROWS_VARIABLE: folder}
         command = [sys.executable, "-m", "pytest", str(FOLDER), "-m", "slow", "-v", *arguments]
         code = subprocess.run(command, env=environment, cwd=FOLDER.parents[2], check=False).returncode
-        store(merged(stored(DOCS), collected(Path(folder)), scenarios()), DOCS)
+        store(merged(stored(DOCS), collected(Path(folder)), names), DOCS)
     return code
 
 

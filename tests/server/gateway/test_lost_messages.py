@@ -172,6 +172,7 @@ def test_a_site_that_never_saw_the_answer(lossy: Lossy) -> None:
     assert '"again":1' in (lossy.coordinator.home.logs / "access.log").read_text().replace(" ", "")
 
 
+@pytest.mark.slow
 def test_a_gateway_killed_after_it_noted_the_message(lossy: Lossy) -> None:
     sent = lossy.send()
     assert pulled(lossy.north) == [sent]
