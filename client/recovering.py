@@ -56,8 +56,8 @@ class Outcome:
 def recover_site(folder: Path) -> Outcome:
     """Recover the ledger of the site that `folder` belongs to.
 
-    Raises CoordinatorUnreachable, CoordinatorRefused, ProtocolError when a restored site gets no answer, and stays closed; RefusedError
-    LEDGER_BEHIND when something left of which nobody knows the cost; StorageError.
+    Raises CoordinatorUnreachable, CoordinatorRefused, ProtocolError, InputError when a restored site gets no answer, and stays closed;
+    RefusedError LEDGER_BEHIND when something left of which nobody knows the cost; StorageError.
     """
     home = SiteHome(home_of(folder))
     if not home.config.exists():  # a simulation's site: nobody to ask

@@ -2,9 +2,9 @@
 """The coordinator's backup: everything that cannot be made again.
 
 In it: settings, authority, certificates, keys, the database (sites, offers, approvals, receipts), the newest ledger head of each site,
-and each run with its checkpoints, rounds and events. Not in it: Flower's own database (nodes are registered again when `up` starts, a run
-that goes on is a new Flower run), logs, and what is about running processes. The authority's key is in it if it lies in the folder; it
-stays encrypted with its own passphrase.
+and each run with its checkpoints, rounds and events. Not in it: Flower's own database and its objects (nodes are registered again when
+`up` starts, a run that goes on is a new Flower run), logs, and what is about running processes. The authority's key is in it if it lies
+in the folder; it stays encrypted with its own passphrase.
 
 The database comes first, then the runs: each offer in it has its run's folder.
 """
@@ -38,7 +38,10 @@ WHOLE: Final = (
 )
 STATE: Final = "state.sqlite"
 RUNS: Final = "runs"
-LEFT_OUT: Final = ("superlink.sqlite", "flower", "logs", "up.json", "up.lock", "executor.lock")
+LEFT_OUT: Final = (
+    *("superlink.sqlite", "superlink.sqlite.objects", "flower", "logs", "tokens", "serverapps"),
+    *("up.json", "up.lock", "executor.lock"),
+)
 """What a coordinator's folder has besides, and what a backup needs not have."""
 ROOM_FOR_RECEIPTS: Final = 1_000_000
 _OF_SQLITE: Final = ("-wal", "-shm", "-journal")

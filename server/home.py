@@ -8,7 +8,11 @@ study.key study.pub       signs studies; the key may be kept on another machine
 coordinator.key           signs receipts
 superexec.secret          lets our executor, and nobody else, take ServerApp tasks from the SuperLink
 state.sqlite              sites, offers, approvals, runs, receipts
-superlink.sqlite          Flower's own database
+superlink.sqlite          Flower's own database; what travels, in pieces, is beside it in superlink.sqlite.objects/ until it has arrived
+flower/                   Flower's other files
+tokens/ serverapps/       of the servers of runs: a token until it is read, a lock file while one works
+up.json up.lock executor.lock     what runs
+ledger-heads.json         the newest ledger head of each site
 runs/<run id>/            one run: run.json, checkpoints, rounds.sqlite, events.jsonl
 logs/                     one rotated file a process
 """

@@ -47,11 +47,6 @@ class Story:
         """Whether the run was begun and has not ended: if no server works on it, it was interrupted."""
         return (self.is_told or self.is_empty) and self.how is None
 
-    @property
-    def may_go_on(self) -> bool:
-        """Whether it is open and may be resumed once more without anybody's word."""
-        return self.is_open and self.tries < MOST_TRIES
-
     def never_came_to_work(self, details: str) -> bool:
         """Whether the server refused the run before its first event, which is a decision; `details` are Flower's of the run's end."""
         return self.is_empty and details.startswith(APP_FAILED)

@@ -33,7 +33,7 @@ def start(
         str | None, typer.Option("--code", metavar="WORDS", help="The twelve words as the coordinator reads them out; the first time only.")
     ] = None,
 ) -> None:
-    """Take part in studies, until Ctrl-C or SIGTERM: one daemon, outbound connections only.
+    """Take part in studies, until Ctrl-C or SIGTERM: one daemon, outbound connections only; its figures are served on loopback.
 
     Until the coordinator has approved this site it waits. Nothing trains that was not approved here. What happens is said on the
     terminal and in logs/daemon.log. A round that is cut off by stopping is lost; `pause` first, and none is.

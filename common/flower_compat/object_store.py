@@ -89,14 +89,16 @@ class FileObjectStore(SqlObjectStore):
         with self.session() as session:
             super().delete(object_id)
             path = self._folder / object_id
-            if path.exists() and object_id not in self:
-                self._remove_after(session, path)
+            number = _file_number(path)
+            if number is not None and object_id not in self:
+                self._remove_after(session, path, number)
 
-    def _remove_after(self, session: Session, path: Path) -> None:
-        """Remove a file once the transaction that forgot it is through; after a rollback it stays."""
+    def _remove_after(self, session: Session, path: Path, number: int) -> None:
+        """Remove a file once the transaction that forgot it is through, unless the object has come again; after a rollback it stays."""
 
         def remove(_: Session) -> None:
-            path.unlink(missing_ok=True)
+            if _file_number(path) == number:
+                path.unlink(missing_ok=True)
 
         event.listen(session, "after_commit", remove, once=True)
 
@@ -104,6 +106,14 @@ class FileObjectStore(SqlObjectStore):
         with self.session() as session:
             session.execute(update(StoredObject).where(StoredObject.object_id == path.name).values(content=b"", is_available=0))
         path.unlink()
+
+
+def _file_number(path: Path) -> int | None:
+    """What tells a file from a later one of the same name; None when there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 class FileObjectStoreFactory:

@@ -191,9 +191,7 @@ def stop(run: RunArgument, home: HomeOption = None) -> None:
     _say(f"run {offer.run_id[:8]}: " + ("stopped" if was_running else "was not running; its offer is taken back"))
 
 
-def readmit(
-    run: RunArgument, site: Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")], home: HomeOption = None
-) -> None:
+def readmit(run: RunArgument, site: SiteArgument, home: HomeOption = None) -> None:
     """Let a site that was suspended for its bad updates take part in a run again, from the next round on."""
     from common.errors import InputError
     from server.home import ServerHome

@@ -2,6 +2,7 @@
 """Flower's object store with large objects in files: as Flower's own, and nothing torn or left over is ever handed out."""
 
 import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
+from sqlalchemy import event
 
 from common.flower_compat.object_store import LARGE_BYTES, FileObjectStore
 from common.flower_compat.superlink import objects_folder
@@ -113,6 +115,30 @@ def test_a_transaction_that_is_undone_leaves_the_file(path: Path) -> None:
     with pytest.raises(RuntimeError), store.session():
         store.delete(tree.object_id)
         raise RuntimeError("the rest of the transaction failed")
+    assert {name: store.get(name) for name in objects} == objects
+
+
+def test_an_object_that_comes_again_while_it_is_forgotten_stays(path: Path) -> None:
+    """Another site's message is written between the end of the transaction and the removal of the file."""
+    store, (tree, objects) = opened(path), record()
+    store.preregister(RUN, tree)
+    for name, content in objects.items():
+        store.put(name, content)
+    other = opened(path)
+    with store.session() as session:
+
+        def comes_again() -> None:
+            other.preregister(RUN, tree)
+            for name, content in objects.items():
+                other.put(name, content)
+
+        def elsewhere(_: object) -> None:
+            thread = threading.Thread(target=comes_again)
+            thread.start()
+            thread.join()
+
+        event.listen(session, "after_commit", elsewhere, once=True)
+        store.delete(tree.object_id)
     assert {name: store.get(name) for name in objects} == objects
 
 
