@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from common.flower_compat.superlink import address, objects_folder
+from common.flower_compat.large_objects import objects_folder
+from common.flower_compat.superlink import address
 from common.flower_compat.tasks import ServerTask, TaskSource
 from server import leashed
 from server.home import HOME_VARIABLE, ServerHome

@@ -29,7 +29,13 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PullObjectResponse, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -139,6 +145,22 @@ def read_deliveries(body: bytes) -> tuple[Delivery, ...]:
 def read_session(body: bytes) -> str:
     """The session for the objects of a reply, in the answer to push-messages; empty when there is none. Raises ProtocolError."""
     return str(_parsed(PushMessagesResponse, body).session_id)
+
+
+def read_stored(body: bytes) -> bool:
+    """Whether the SuperLink took the object, in the answer to push-object. Raises ProtocolError."""
+    return bool(_parsed(PushObjectResponse, body).stored)
+
+
+def split_object(body: bytes) -> tuple[str, bytes, Callable[[bytes], bytes]]:
+    """Id and content of the object in a push-object, and what makes the same call with other content. Raises ProtocolError."""
+    call = _parsed(PushObjectRequest, body)
+
+    def with_content(content: bytes) -> bytes:
+        call.object_content = content
+        return bytes(call.SerializeToString())
+
+    return str(call.object_id), bytes(call.object_content), with_content
 
 
 def object_answer_head(size_bytes: int) -> bytes:

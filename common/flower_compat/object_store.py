@@ -5,7 +5,7 @@ Flower keeps what travels (models and updates in pieces of 5 MB) in SQLite; ther
 soon after, under the one lock that every other call waits for. Here the database keeps everything but the bytes of large objects: those
 lie in a folder, one file an object, under its digest. The folder is as private as the database.
 
-Our own processes on the same machine read the files there, instead of having them copied to them through the SuperLink.
+Our own processes on the same machine read and write the files there (`large_objects`).
 
 A file is written whole beside its place before the database says that the object is there, and removed after the transaction that forgot
 the object. It is not synced: an update that a power cut takes away is asked for again. What is left in the folder at the start is checked
@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
@@ -29,11 +27,7 @@ from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 from typing_extensions import override
 
-from common.flower_compat.superlink import objects_folder
-
-LARGE_BYTES: Final = 1 << 16
-IN_A_FILE: Final = b"\x00file"
-"""What the database holds in place of a large object; no object can look like this."""
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, file_number, objects_folder, remove_if_same, write_object
 
 
 class FileObjectStore(SqlObjectStore):
@@ -55,22 +49,29 @@ class FileObjectStore(SqlObjectStore):
 
     @override
     def put(self, object_id: str, object_content: bytes) -> None:
-        """Keep an object that was announced. Raises ValueError when it is not what its id says, OSError when the disk is full."""
-        if object_id != get_object_id(object_content):
-            raise ValueError(f"Object ID {object_id} does not match content hash")
-        validate_object_content(content=object_content)
-        if len(object_content) < LARGE_BYTES:
-            super().put(object_id, object_content)
-            return
-        temporary = self._folder / f"{object_id}.{threading.get_ident()}"
+        """Keep an object that was announced, or note that one of our processes has put it into its file.
+
+        Raises ValueError when it is not what its id says, or no object; OSError when the disk is full.
+        """
+        if object_content == IN_A_FILE:
+            self._check_file(object_id)
+        elif len(object_content) >= LARGE_BYTES:
+            validate_object_content(content=object_content)
+            write_object(self._folder, object_id, object_content)
+            object_content = IN_A_FILE
+        else:
+            if object_id != get_object_id(object_content):
+                raise ValueError(f"Object ID {object_id} does not match content hash")
+            validate_object_content(content=object_content)
+        super().put(object_id, object_content)
+
+    def _check_file(self, object_id: str) -> None:
+        """Raises ValueError unless there is a file of that name that holds an object; its writer has checked the digest."""
         try:
-            temporary.write_bytes(object_content)
-            temporary.replace(self._folder / object_id)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        super().put(object_id, IN_A_FILE)
+            content = (self._folder / object_id).read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"Object ID {object_id}: there is no such file") from None
+        validate_object_content(content=content)
 
     @override
     def get(self, object_id: str) -> bytes | None:
@@ -89,31 +90,19 @@ class FileObjectStore(SqlObjectStore):
         with self.session() as session:
             super().delete(object_id)
             path = self._folder / object_id
-            number = _file_number(path)
+            number = file_number(path)
             if number is not None and object_id not in self:
                 self._remove_after(session, path, number)
 
     def _remove_after(self, session: Session, path: Path, number: int) -> None:
         """Remove a file once the transaction that forgot it is through, unless the object has come again; after a rollback it stays."""
 
-        def remove(_: Session) -> None:
-            if _file_number(path) == number:
-                path.unlink(missing_ok=True)
-
-        event.listen(session, "after_commit", remove, once=True)
+        event.listen(session, "after_commit", lambda _: remove_if_same(path, number), once=True)
 
     def _lose(self, path: Path) -> None:
         with self.session() as session:
             session.execute(update(StoredObject).where(StoredObject.object_id == path.name).values(content=b"", is_available=0))
         path.unlink()
-
-
-def _file_number(path: Path) -> int | None:
-    """What tells a file from a later one of the same name; None when there is none."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 class FileObjectStoreFactory:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = "127.0.0.1"
-OBJECTS_SUFFIX = ".objects"
 TIMEOUT_SECONDS = 30.0
 
 
@@ -64,11 +63,6 @@ class CoordinatorHome(Protocol):
 def address(home: CoordinatorHome) -> str:
     """Host and port of the SuperLink."""
     return f"{LOOPBACK}:{home.settings.superlink_port}"
-
-
-def objects_folder(database: Path) -> Path:
-    """Where the SuperLink with this database keeps large objects, one file each, named by its SHA-256. Our processes here read them."""
-    return Path(f"{database}{OBJECTS_SUFFIX}")
 
 
 def arguments(home: CoordinatorHome) -> list[str]:

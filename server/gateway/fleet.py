@@ -22,6 +22,7 @@ from common.flower_compat.fleet_records import (
     read_call,
     read_deliveries,
     read_session,
+    read_stored,
 )
 from server.gateway.answers import Sender
 from server.gateway.checks import Asked, Books, check, decoded_node_key, may_be_delivered
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PULL_MESSAGES: Final = "pull-messages"
 PULL_OBJECT: Final = "pull-object"
+PUSH_OBJECT: Final = "push-object"
 Read = TypeVar("Read")
 
 
@@ -51,7 +53,7 @@ class FleetCalls:
         headers = request.chosen_headers((*SIGNATURE_HEADERS, *VERSION_HEADERS))
         node_key = decoded_node_key(request.header(NODE_KEY_HEADER))
         limits = self._books.limits
-        body = await request.body(limits.object_bytes if name == "push-object" else limits.fleet_bytes, limits.chunk_seconds)
+        body = await request.body(limits.object_bytes if name == PUSH_OBJECT else limits.fleet_bytes, limits.chunk_seconds)
         call = _read(name, body)
         request.notes |= notes_of(call)
         await check(Asked(site, node_key, call), self._books)
@@ -60,12 +62,15 @@ class FleetCalls:
         if name == PULL_MESSAGES:
             await self._pull(site, headers, body, request, answer)
             return
+        if isinstance(call, ObjectPush):
+            await self._take(site, call, headers, body, answer)
+            return
         async with self._superlink.call(name, headers, body) as response:
             if isinstance(call, ReplyPush) and response.is_success:
                 await self._open(site, call, response, answer)
             else:
-                if response.is_success:
-                    await self._note(site, call)
+                if response.is_success and isinstance(call, Confirmation):
+                    await self._books.addressed.confirm(site.name, call.run_id, call.message_id)
                 await answer.passed_on(response, headers_back(response))
 
     async def _pull(self, site: RegisteredSite, headers: Headers, body: bytes, request: Request, answer: Sender) -> None:
@@ -99,12 +104,20 @@ class FleetCalls:
             request.notes["routine"] = 1
         return deliveries
 
-    async def _note(self, site: RegisteredSite, call: FleetCall) -> None:
-        """What the SuperLink has done, and changes what may be asked next."""
-        if isinstance(call, Confirmation):
-            await self._books.addressed.confirm(site.name, call.run_id, call.message_id)
-        elif isinstance(call, ObjectPush):
+    async def _take(self, site: RegisteredSite, call: ObjectPush, headers: Headers, body: bytes, answer: Sender) -> None:
+        """An object of a reply. It counts against what the site may send, whether the SuperLink takes it or has it already."""
+        arrived = await self._objects.keep(body)
+        is_taken = False
+        try:
+            async with self._superlink.call(PUSH_OBJECT, headers, arrived.body) as response:
+                content = await whole(response, self._books.limits.object_bytes)
+            is_taken = response.is_success and _trusted(read_stored, content)
+        finally:
+            if not is_taken:
+                self._objects.forget(arrived)
+        if response.is_success:
             self._books.addressed.took_object(site.name, call.session_id, call.size_bytes)
+        await answer.whole(response.status, headers_back(response), content)
 
     async def _open(self, site: RegisteredSite, call: ReplyPush, response: Answer, answer: Sender) -> None:
         body = await whole(response, self._books.limits.object_bytes)

@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large objects go to a site straight from the SuperLink's folder on this machine; what is not there comes from the SuperLink.
+"""Large objects go to a site, and come from it, straight through the SuperLink's folder on this machine.
 
-Who may have an object is decided before, as for any call. An object is named by its digest, so its bytes are the same from either place;
-from the file they are read piece by piece and are never whole in memory.
+Who may ask for an object or send one is decided before, as for any call. An object is named by its digest, so its bytes are the same from
+the file as from the SuperLink; on the way out they are read piece by piece and are never whole in memory. On the way in they are held
+against the digest and put into their file, and the SuperLink gets a few bytes that stand for them; what it does not take goes again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.flower_compat.fleet_records import MEDIA_TYPE, object_answer_head
-from common.flower_compat.superlink import objects_folder
+from common.flower_compat.fleet_records import MEDIA_TYPE, object_answer_head, split_object
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, objects_folder, remove_if_same, write_object
 from server.gateway.answers import Sender
+from server.gateway.denied import Code, Denied
 
 PIECE_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A push-object as the SuperLink gets it. `path` and `number` name the file that was made for it, if one was that was not there."""
+
+    body: bytes
+    path: Path | None = None
+    number: int = 0
 
 
 class LargeObjects:
@@ -40,3 +53,26 @@ class LargeObjects:
                 piece = file.read(PIECE_BYTES)
         await answer({"type": "http.response.body", "body": b"", "more_body": False})
         return True
+
+    async def keep(self, body: bytes) -> Arrived:
+        """Put what a site pushes into its file, if it is large and what its id says; anything else is left to the SuperLink.
+
+        Raises Denied for bytes that stand for a file: only this process may send them.
+        """
+        object_id, content, with_content = split_object(body)
+        if content == IN_A_FILE:
+            raise Denied(400, Code.MALFORMED, "push-object: that is no object")
+        if len(content) < LARGE_BYTES:
+            return Arrived(body)
+        path = self._folder / object_id
+        is_new = not path.exists()
+        try:
+            number = await asyncio.to_thread(write_object, self._folder, object_id, content)
+        except (OSError, ValueError):
+            return Arrived(body)
+        return Arrived(with_content(IN_A_FILE), path if is_new else None, number)
+
+    def forget(self, arrived: Arrived) -> None:
+        """Remove the file of an object that the SuperLink has not taken."""
+        if arrived.path is not None:
+            remove_if_same(arrived.path, arrived.number)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flower's object store with large objects in files: as Flower's own, and nothing torn or left over is ever handed out."""
 
+import hashlib
 import resource
 import threading
 from pathlib import Path
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError, get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 from sqlalchemy import event
 
-from common.flower_compat.object_store import LARGE_BYTES, FileObjectStore
-from common.flower_compat.superlink import objects_folder
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, objects_folder, write_object
+from common.flower_compat.object_store import FileObjectStore
 
 RUN = 1 << 63
 
@@ -68,7 +69,7 @@ def test_what_is_not_what_its_name_says_is_refused(path: Path) -> None:
     store.preregister(RUN, tree)
     name = max(objects, key=lambda one: len(objects[one]))
     with pytest.raises(ValueError, match="does not match"):
-        store.put(name, objects[name][:-1] + b"\x00\x01")
+        store.put(name, objects[name][:-1] + bytes([objects[name][-1] ^ 1]))
     assert store.get(name) == b"" and files(path) == {}
 
 
@@ -173,3 +174,39 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path) -> None:
 def test_the_folder_is_private(path: Path) -> None:
     opened(path)
     assert objects_folder(path).stat().st_mode & 0o777 == 0o700
+
+
+def test_an_object_that_one_of_our_processes_put_into_its_file_is_taken(path: Path) -> None:
+    store, (tree, objects) = opened(path), record()
+    store.preregister(RUN, tree)
+    name = max(objects, key=lambda one: len(objects[one]))
+    with pytest.raises(ValueError, match="no such file"):
+        store.put(name, IN_A_FILE)
+    write_object(objects_folder(path), name, objects[name])
+    assert store.get(name) == b"", "it is there when the database says so"
+    store.put(name, IN_A_FILE)
+    assert store.get(name) == objects[name]
+
+
+def test_a_file_that_is_no_object_or_was_not_announced_is_not_taken(path: Path) -> None:
+    store, (tree, objects) = opened(path), record()
+    name = max(objects, key=lambda one: len(objects[one]))
+    write_object(objects_folder(path), name, objects[name])
+    with pytest.raises(NoObjectInStoreError):
+        store.put(name, IN_A_FILE)
+    store.preregister(RUN, tree)
+    (objects_folder(path) / name).write_bytes(b"no object" * LARGE_BYTES)
+    with pytest.raises(UnexpectedObjectContentError):
+        store.put(name, IN_A_FILE)
+    assert store.get(name) == b""
+
+
+def test_a_file_is_written_whole_and_only_under_its_own_name(tmp_path: Path) -> None:
+    content = b"a" * LARGE_BYTES
+    name = hashlib.sha256(content).hexdigest()
+    write_object(tmp_path, name, content)
+    with pytest.raises(ValueError, match="does not match"):
+        write_object(tmp_path, "0" * 64, content)
+    with pytest.raises(OSError):
+        write_object(tmp_path / "absent", name, content)
+    assert [one.name for one in tmp_path.iterdir()] == [name]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose run, whose message, whose object, whose session: the rules of `server.gateway.checks`, each broken on purpose by a real request."""
 
+import hashlib
 import os
 import signal
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 
-from common.flower_compat.superlink import objects_folder
+from common.flower_compat.large_objects import IN_A_FILE, objects_folder
 from server.offers import set_withdrawn
 from server.run_registry import RunRegistry
 from tests.common.flower_compat.attacker import FleetAttacker
@@ -263,6 +265,42 @@ def test_bodies_arrive_byte_for_byte(federation: Federation, north: FleetAttacke
     assert north.pull_object(NORTH, object_id("chunk")).content == chunk
     assert north.push_object(NORTH, object_id("chunk"), chunk, "big-session").status_code == 200
     assert chunk in federation.upstream.took("push-object")[0].body
+
+
+def test_a_large_object_goes_into_its_file_and_stays_only_if_the_superlink_takes_it(federation: Federation, north: FleetAttacker) -> None:
+    folder = objects_folder(federation.coordinator.home.superlink_database)
+    folder.mkdir(exist_ok=True)
+    deliver(federation, north, NORTH, "filed")
+    open_session(federation, north, NORTH, "filed", "file-session")
+    content, other = (os.urandom(1 << 20) for _ in range(2))
+    name, wrong = hashlib.sha256(content).hexdigest(), object_id("not its digest")
+
+    federation.upstream.answer("push-object", bytes(PushObjectResponse(stored=False).SerializeToString()))
+    assert north.push_object(NORTH, name, content, "file-session").status_code == 200
+    assert not (folder / name).exists(), "the SuperLink did not take it"
+    federation.upstream.answer("push-object", b"", 503)
+    north.push_object(NORTH, name, content, "file-session")
+    assert not (folder / name).exists(), "the SuperLink was away"
+
+    federation.upstream.answer("push-object", bytes(PushObjectResponse(stored=True).SerializeToString()))
+    assert north.push_object(NORTH, name, content, "file-session").status_code == 200
+    assert (folder / name).read_bytes() == content
+    passed = PushObjectRequest.FromString(federation.upstream.took("push-object")[-1].body)
+    assert (passed.object_id, passed.object_content, passed.session_id) == (name, IN_A_FILE, "file-session")
+
+    north.push_object(NORTH, wrong, other, "file-session")
+    assert not (folder / wrong).exists() and other in federation.upstream.took("push-object")[-1].body, "Flower refuses it"
+    federation.upstream.answer("push-object", bytes(PushObjectResponse(stored=False).SerializeToString()))
+    north.push_object(NORTH, name, content, "file-session")
+    assert (folder / name).read_bytes() == content, "what was there before stays"
+
+
+def test_a_site_cannot_say_that_its_object_is_in_a_file(federation: Federation, north: FleetAttacker) -> None:
+    deliver(federation, north, NORTH, "claimed")
+    open_session(federation, north, NORTH, "claimed", "claim-session")
+    asked = len(federation.upstream.took("push-object"))
+    assert refused(north.push_object(NORTH, object_id("u"), IN_A_FILE, "claim-session"), "MALFORMED", 400)
+    assert len(federation.upstream.took("push-object")) == asked
 
 
 def test_connections_to_the_superlink_are_kept(federation: Federation, north: FleetAttacker, south: FleetAttacker) -> None:
