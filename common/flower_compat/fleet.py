@@ -58,6 +58,8 @@ OBJECT_BACKOFF_SECONDS: Final = 0.02
 OBJECT_BACKOFF_CAP_SECONDS: Final = 2.0
 OBJECT_WAIT_SECONDS: Final = 600.0
 CONCURRENT_OBJECTS: Final = 8
+CONCURRENT_PUSHES: Final = 2
+"""As many large bodies as the gateway reads from one site at a time: nothing waits there with a clock running."""
 LINK_NODE_ID: Final = 1
 MAX_HEADER_BYTES: Final = 1 << 16
 
@@ -198,7 +200,7 @@ class FleetConnection:
         )
         wanted = set(response.objects_to_push)
         try:
-            push_objects(outgoing.objects, send, object_ids_to_push=wanted, keep_objects=True, max_concurrent_pushes=CONCURRENT_OBJECTS)
+            push_objects(outgoing.objects, send, object_ids_to_push=wanted, keep_objects=True, max_concurrent_pushes=CONCURRENT_PUSHES)
         except ObjectPushError as error:
             raise Unreachable(f"{self._url}: did not keep a part of the reply ({error})") from error
 

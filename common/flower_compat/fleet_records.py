@@ -57,7 +57,9 @@ VERSION_HEADERS = (FLWR_PACKAGE_NAME_METADATA_KEY, FLWR_PACKAGE_VERSION_METADATA
 NO_MESSAGES = b""
 """A PullMessagesResponse that holds nothing."""
 MAX_OBJECTS = 8192
-"""Objects of one reply: two for each tensor and one for each 5 MiB; more would only keep Flower's database busy."""
+"""Objects of one reply: two for each tensor and one for each piece; more would only keep Flower's database busy."""
+MAX_PUSH_BYTES = 17 << 20
+"""Largest push-object: a piece of 16 MiB (`common.flower_compat.packing`) and what names it."""
 _LENGTH_DELIMITED = 2
 _OBJECT_ID = re.compile("[0-9a-f]{64}")
 

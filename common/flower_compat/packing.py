@@ -4,7 +4,8 @@
     small content    one record of one value: the bytes of all records by Flower's own schema
     large content    the tensors of each record as one array of bytes: the length of a header (8 bytes), the header (JSON: name, dtype,
                      shape, format and size of each tensor, in order), then the tensors' bytes as they were; so what several sites get
-                     alike is the same object for all of them
+                     alike is the same object for all of them. Flower cuts it into pieces, here of 16 MiB. All other records together
+                     are one more, as in small content
 
 What is not packed passes as it is. Packed content is unpacked once: what it holds is not looked into again.
 """
@@ -12,9 +13,10 @@ What is not packed passes as it is. Packed content is unpacked once: what it hol
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
+import flwr.app.message.array as flower_array
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
@@ -27,9 +29,12 @@ FORMAT: Final = "wardround.packed.1"
 PARCEL: Final = "wardround.parcel.1"
 SMALL_BYTES: Final = 1 << 20
 """Tensors that together have no more bytes than this go in a parcel."""
+PIECE_BYTES: Final = 1 << 24
 MAX_TENSORS: Final = 100_000
 MAX_HEADER_BYTES: Final = 1 << 24
 _LENGTH_BYTES: Final = 8
+
+vars(flower_array)["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"] = PIECE_BYTES  # Flower reads it from the environment, before anybody else runs
 
 
 def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
@@ -41,20 +46,31 @@ def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
             known[id(record)] = _pack(record)
         return known[id(record)]
 
-    return [
-        _parcel(content)
-        if _tensor_bytes(content) <= SMALL_BYTES
-        else RecordDict({name: pack(one) if isinstance(one, ArrayRecord) and len(one) > 1 else one for name, one in content.items()})
-        for content in contents
-    ]
+    return [_parcel(content) if _tensor_bytes(content) <= SMALL_BYTES else _apart(content, pack) for content in contents]
 
 
 def unpacked(content: RecordDict) -> RecordDict:
     """What `packed` was given. Raises ProtocolError."""
     parcel = content.get(PARCEL)
-    if len(content) == 1 and isinstance(parcel, ConfigRecord):
-        return _open(parcel)
-    return RecordDict({name: _unpack(one) if isinstance(one, ArrayRecord) and _is_packed(one) else one for name, one in content.items()})
+    if not isinstance(parcel, ConfigRecord):
+        return RecordDict(_unpacked_tensors(content))
+    records, tensors = _open(parcel), {name: one for name, one in content.items() if name != PARCEL}
+    if records.keys() & tensors.keys():
+        raise ProtocolError("packed tensors: two records of one name")
+    return RecordDict({**records, **_unpacked_tensors(tensors)}) if tensors else records
+
+
+def _unpacked_tensors(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _unpack(one) if isinstance(one, ArrayRecord) and _is_packed(one) else one for name, one in content.items()}
+
+
+def _apart(content: RecordDict, pack: Callable[[ArrayRecord], ArrayRecord]) -> RecordDict:
+    """Records of tensors by themselves, all others in one parcel; content that looks like one already passes as it is."""
+    if PARCEL in content:
+        return content
+    tensors = {name: pack(one) if len(one) > 1 else one for name, one in content.items() if isinstance(one, ArrayRecord)}
+    others = RecordDict({name: one for name, one in content.items() if name not in tensors})
+    return RecordDict({**_parcel(others), **tensors})
 
 
 def _tensor_bytes(content: RecordDict) -> int:

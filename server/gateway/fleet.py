@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from asyncio import Semaphore
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from common.errors import ProtocolError
@@ -47,13 +50,20 @@ class FleetCalls:
 
     def __init__(self, superlink: SuperLink, books: Books, objects: LargeObjects, redelivery: Redelivery) -> None:
         self._superlink, self._books, self._objects, self._redelivery = superlink, books, objects, redelivery
+        self._large: defaultdict[str, Semaphore] = defaultdict(lambda: Semaphore(books.limits.large_at_once))
 
     async def serve(self, name: str, site: RegisteredSite, request: Request, answer: Sender) -> None:
-        """One call `name` of `site`. Raises Denied, StorageError, ClientGone."""
+        """One call `name` of `site`; of large ones only so many at a time. Raises Denied, StorageError, ClientGone."""
+        limits = self._books.limits
+        limit_bytes = limits.object_bytes if name == PUSH_OBJECT else limits.fleet_bytes
+        is_large = request.expected_bytes(limit_bytes) > limits.fleet_bytes
+        async with self._large[site.name] if is_large else nullcontext():
+            await self._serve(name, site, request, answer, limit_bytes)
+
+    async def _serve(self, name: str, site: RegisteredSite, request: Request, answer: Sender, limit_bytes: int) -> None:
         headers = request.chosen_headers((*SIGNATURE_HEADERS, *VERSION_HEADERS))
         node_key = decoded_node_key(request.header(NODE_KEY_HEADER))
-        limits = self._books.limits
-        body = await request.body(limits.object_bytes if name == PUSH_OBJECT else limits.fleet_bytes, limits.chunk_seconds)
+        body = await request.body(limit_bytes, self._books.limits.chunk_seconds)
         call = _read(name, body)
         request.notes |= notes_of(call)
         await check(Asked(site, node_key, call), self._books)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.enrolment import MAX_REQUEST_BYTES
-from common.flower_compat.fleet_records import MAX_OBJECTS
+from common.flower_compat.fleet_records import MAX_OBJECTS, MAX_PUSH_BYTES
 from common.protocol import MAX_ARRAY_BYTES
 
 MIB = 1 << 20
@@ -30,6 +30,7 @@ class Limits:
     `reply_bytes`, `reply_objects`, `replies_to_a_message`: what is taken in reply to one message, all attempts together. A lost connection
     lets a site push its reply again (only what is missing); the largest reply fits twice. At most `at_once` objects may come on top,
     those that are on their way when the bound is reached.
+    `large_at_once`: bodies of more than `fleet_bytes` that are taken from one site at a time; the others wait, unread.
     """
 
     site: Rate = Rate(1000.0, 5000.0)
@@ -37,7 +38,8 @@ class Limits:
     enrol: Rate = Rate(2.0, 30.0)
     at_once: int = 32
     enrol_at_once: int = 4
-    object_bytes: int = 8 * MIB
+    large_at_once: int = 2
+    object_bytes: int = MAX_PUSH_BYTES
     fleet_bytes: int = MIB
     enrol_bytes: int = MAX_REQUEST_BYTES
     own_bytes: int = 4 * MIB

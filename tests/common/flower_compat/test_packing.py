@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from common.errors import ProtocolError
 from common.flower_compat import packing
@@ -73,11 +74,26 @@ def test_a_shared_record_stays_shared(large: None) -> None:
     assert one["model"] is other["model"]
 
 
-def test_one_tensor_and_other_records_pass_as_they_are(large: None) -> None:
-    plain = RecordDict({"counts": ArrayRecord({"counts": Array(np.arange(3))}), "facts": ConfigRecord({"a": 1})})
+def test_one_tensor_passes_as_it_is_and_other_records_are_one(large: None) -> None:
+    plain = RecordDict({"facts": ConfigRecord({"a": 1}), "counts": ArrayRecord({"counts": Array(np.arange(3))}), "b": ConfigRecord()})
     (on_the_way,) = packed([plain])
-    assert on_the_way["counts"] is plain["counts"]
+    assert on_the_way["counts"] is plain["counts"] and set(on_the_way) == {PARCEL, "counts"}
+    assert payload_sha256(unpacked(on_the_way)) == payload_sha256(plain)
     assert unpacked(plain)["counts"] is plain["counts"]
+
+
+def test_a_parcel_beside_tensors_may_not_hold_a_record_of_their_name(large: None) -> None:
+    (on_the_way,) = packed([content()])
+    (other,) = packed([RecordDict({"model": ConfigRecord({"a": 1})})])
+    with pytest.raises(ProtocolError, match="two records of one name"):
+        unpacked(RecordDict({"model": on_the_way["model"], PARCEL: other[PARCEL]}))
+
+
+def test_a_model_is_a_handful_of_objects() -> None:
+    """45 MB in 62 tensors: Flower alone would make some 140 objects of it, and each is a call."""
+    tensors = {f"t{number}": Array(np.zeros(181_500, np.float32)) for number in range(62)}
+    (on_the_way,) = packed([RecordDict({"model": ArrayRecord(tensors), "facts": ConfigRecord({"a": 1}), "more": ConfigRecord()})])
+    assert len(get_all_nested_objects(on_the_way)) == 7
 
 
 ENTRY = ["w", "float32", [2], "numpy.ndarray", 4]

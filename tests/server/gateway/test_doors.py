@@ -321,7 +321,7 @@ def test_a_forwarded_address_is_not_believed(federation: Federation) -> None:
 @pytest.mark.parametrize(
     ("path", "limit"),
     [
-        ("/v1/fleet/push-object", 8 << 20),
+        ("/v1/fleet/push-object", 17 << 20),
         ("/v1/fleet/push-messages", 1 << 20),
         ("/v1/wardround/approvals", 4 << 20),
         ("/v1/wardround/renew", 4 << 20),
