@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from threading import Thread
 from typing import Final
 
 import numpy as np
@@ -13,6 +15,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.errors import WardroundError
 from common.privacy.generator import SystemGenerator
 from common.privacy.grid import grid_step
 from common.privacy.noise import NoiseArray, rounded_gaussian
@@ -39,23 +42,29 @@ class IntegerStep(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
         self._divisor = divisor
         self._grid_bits = grid_bits
         self._system_generator = generator
+        self._noise: Noise | None = None
+
+    def begin_noise(self) -> None:
+        """Start to draw the noise of a step while its gradients are formed. `clear` throws away what was drawn for a step that broke off."""
+        self._noise = self._new_noise()
+        self._noise.begin()
 
     def add_noise(self) -> None:
         """Add integer noise to `summed_grad` (none means zero) and put the result, in ordinary units, into `grad`."""
-        set_noisy_gradients(
-            self.params,
-            noise_multiplier=self.noise_multiplier,
-            clipping_norm=self.max_grad_norm,
-            grid_bits=self._grid_bits,
-            generator=self._system_generator,
-        )
+        noise, self._noise = self._noise or self._new_noise(), None
+        set_noisy_gradients(self.params, noise, grid_step(self.max_grad_norm, self._grid_bits))
+
+    def _new_noise(self) -> Noise:
+        count = sum(parameter.numel() for parameter in self.params)
+        return Noise(count, math.ldexp(self.noise_multiplier, self._grid_bits), self._system_generator)
 
     def scale_grad(self) -> None:
         """Divide by the public divisor."""
         torch._foreach_div_([parameter.grad for parameter in self.params], self._divisor)
 
     def clear(self) -> None:
-        """Forget every gradient, sum and queued skip."""
+        """Forget every gradient, sum, queued skip and unused noise."""
+        self._noise = None
         self._step_skip_queue.clear()
         self._is_last_step_skipped = False
         for parameter in self.params:
@@ -63,20 +72,11 @@ class IntegerStep(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
             parameter._forward_counter = 0
 
 
-def set_noisy_gradients(
-    parameters: Sequence[Tensor],
-    *,
-    noise_multiplier: float,
-    clipping_norm: float,
-    grid_bits: int,
-    generator: SystemGenerator,
-) -> None:
+def set_noisy_gradients(parameters: Sequence[Tensor], noise: Noise, step: float) -> None:
     """Put each `summed_grad` plus noise into `grad`, in ordinary units, and drop it.
 
-    `summed_grad` is whole numbers [n] in grid steps, None means zero. Every parameter's number gets one number of noise, drawn once.
+    `summed_grad` is whole numbers [n] in grid steps of size `step`, None means zero. Every parameter's number gets one number of noise.
     """
-    noise = _Noise(sum(parameter.numel() for parameter in parameters), math.ldexp(noise_multiplier, grid_bits), generator)
-    step = grid_step(clipping_norm, grid_bits)
     for together in _portions(parameters):
         if len(together) == 1:
             _set_in_pieces(together[0], noise, step)
@@ -97,7 +97,7 @@ def _portions(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield portion
 
 
-def _set_in_pieces(parameter: Tensor, noise: _Noise, step: float) -> None:
+def _set_in_pieces(parameter: Tensor, noise: Noise, step: float) -> None:
     """One parameter; its noise never lies in memory whole."""
     total = _taken(parameter)
     gradient = torch.empty_like(parameter, requires_grad=False).view(-1)
@@ -110,7 +110,7 @@ def _set_in_pieces(parameter: Tensor, noise: _Noise, step: float) -> None:
     parameter.grad = gradient.view_as(parameter)
 
 
-def _set_together(parameters: Sequence[Tensor], noise: _Noise, step: float) -> None:
+def _set_together(parameters: Sequence[Tensor], noise: Noise, step: float) -> None:
     """Several small parameters at once: for each of them alone, starting the work would take longer than the work."""
     sizes = [parameter.numel() for parameter in parameters]
     integers = torch.from_numpy(noise.take(sum(sizes))).to(parameters[0].device)
@@ -130,20 +130,35 @@ def _taken(parameter: Tensor) -> Tensor | None:
     return total
 
 
-class _Noise:
-    """`count` numbers of noise, handed out in order; small parameters share a draw."""
+class Noise:
+    """`count` numbers of noise for one step, drawn once and handed out in order; small parameters share a draw."""
 
     def __init__(self, count: int, deviation: float, generator: SystemGenerator) -> None:
         self._missing = count
         self._deviation = deviation
         self._generator = generator
         self._drawn: NoiseArray = np.zeros(0, dtype=np.int64)
+        self._first: Future[NoiseArray] | None = None
+
+    def begin(self) -> None:
+        """Draw the first `AT_ONCE` numbers in a thread of their own; nothing waits for them before they are taken."""
+        self._first = Future()
+        Thread(target=self._draw_first, args=(self._first,), daemon=True).start()
 
     def take(self, count: int) -> NoiseArray:
         """The next numbers, int64 [count]."""
+        if self._first is not None:
+            self._drawn, self._first = self._first.result(), None
+            self._missing -= len(self._drawn)
         if count > len(self._drawn):
             more = max(count - len(self._drawn), min(AT_ONCE, self._missing))
             self._drawn = np.concatenate((self._drawn, rounded_gaussian(more, self._deviation, self._generator)))
             self._missing -= more
         taken, self._drawn = self._drawn[:count].copy(), self._drawn[count:]
         return taken
+
+    def _draw_first(self, first: Future[NoiseArray]) -> None:
+        try:
+            first.set_result(rounded_gaussian(min(AT_ONCE, self._missing), self._deviation, self._generator))
+        except (WardroundError, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+            first.set_exception(error)  # raised again where the noise is taken

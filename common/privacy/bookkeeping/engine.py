@@ -84,6 +84,7 @@ class BookkeepingStepper:
         """
         self._clear()
         self._model.train()
+        self._optimiser.begin_noise()
         try:
             facts, kept = _Facts(), []
             for batch in microbatches:

@@ -9,6 +9,7 @@ from scipy.stats import chisquare, kstest, norm
 from common.errors import InputError
 from common.privacy import noise
 from common.privacy.generator import SystemGenerator
+from common.privacy.integer_noise import AT_ONCE, Noise
 from common.privacy.noise import QUANTILE_ERROR, normal_quantile, rounded_gaussian, tail_mass
 from common.privacy.normal_tail import upper_tail
 
@@ -132,3 +133,19 @@ def test_chunks_are_independent() -> None:
 def test_the_tail_mass_is_far_below_any_delta() -> None:
     assert 0 < tail_mass(12_000_000 * 100_000) * (1 + math.exp(100)) < 1e-6 / 100
     assert tail_mass(2) == 2 * tail_mass(1)
+
+
+def test_noise_that_is_drawn_beside_the_passes_is_handed_out_once() -> None:
+    drawn = [Noise(AT_ONCE + 10, 1e6, SystemGenerator()) for _ in range(2)]
+    drawn[0].begin()
+    for noise in drawn:
+        parts = [noise.take(7), noise.take(AT_ONCE - 7), noise.take(10)]
+        assert [len(part) for part in parts] == [7, AT_ONCE - 7, 10]
+        assert len(set(np.concatenate(parts).tolist())) > 0.9 * AT_ONCE, "independent numbers, none of them handed out twice"
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_noise_is_taken() -> None:
+    noise = Noise(3, 2.0**40, SystemGenerator())
+    noise.begin()
+    with pytest.raises(InputError, match="cannot be drawn"):
+        noise.take(3)
