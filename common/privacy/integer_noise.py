@@ -45,7 +45,7 @@ class IntegerStep(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
         self._noise: Noise | None = None
 
     def begin_noise(self) -> None:
-        """Start to draw the noise of a step while its gradients are formed. `clear` throws away what was drawn for a step that broke off."""
+        """Start to draw the noise of a step while its gradients are formed; `clear` throws away what a step that broke off has not used."""
         self._noise = self._new_noise()
         self._noise.begin()
 

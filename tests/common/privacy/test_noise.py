@@ -138,14 +138,14 @@ def test_the_tail_mass_is_far_below_any_delta() -> None:
 def test_noise_that_is_drawn_beside_the_passes_is_handed_out_once() -> None:
     drawn = [Noise(AT_ONCE + 10, 1e6, SystemGenerator()) for _ in range(2)]
     drawn[0].begin()
-    for noise in drawn:
-        parts = [noise.take(7), noise.take(AT_ONCE - 7), noise.take(10)]
+    for one in drawn:
+        parts = [one.take(7), one.take(AT_ONCE - 7), one.take(10)]
         assert [len(part) for part in parts] == [7, AT_ONCE - 7, 10]
         assert len(set(np.concatenate(parts).tolist())) > 0.9 * AT_ONCE, "independent numbers, none of them handed out twice"
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_noise_is_taken() -> None:
-    noise = Noise(3, 2.0**40, SystemGenerator())
-    noise.begin()
+    broken = Noise(3, 2.0**40, SystemGenerator())
+    broken.begin()
     with pytest.raises(InputError, match="cannot be drawn"):
-        noise.take(3)
+        broken.take(3)

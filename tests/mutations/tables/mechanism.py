@@ -85,8 +85,8 @@ MECHANISM = (
     mutation(
         "draw half the noise",
         "common/privacy/integer_noise.py",
-        "math.ldexp(noise_multiplier, grid_bits)",
-        "math.ldexp(noise_multiplier, grid_bits - 1)",
+        "math.ldexp(self.noise_multiplier, self._grid_bits)",
+        "math.ldexp(self.noise_multiplier, self._grid_bits - 1)",
         f"{AUDIT}::test_the_noise_has_the_promised_variance_and_shape",
         traps=[13],
     ),
