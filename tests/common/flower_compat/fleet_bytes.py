@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict
 
@@ -22,6 +22,17 @@ def pulled_object(answer: bytes) -> bytes | None:
     """The object in an answer to pull-object; None when it says that there is none."""
     found = PullObjectResponse.FromString(answer)
     return bytes(found.object_content) if found.object_found and found.object_available else None
+
+
+def pushed_object(call: bytes) -> tuple[str, bytes, str]:
+    """Id, content and session of a push-object."""
+    push = PushObjectRequest.FromString(call)
+    return str(push.object_id), bytes(push.object_content), str(push.session_id)
+
+
+def stored(is_stored: bool) -> bytes:
+    """The SuperLink's answer to push-object."""
+    return bytes(PushObjectResponse(stored=is_stored).SerializeToString())
 
 
 def tree(*names: str) -> ObjectTree:

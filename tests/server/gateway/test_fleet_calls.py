@@ -12,13 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 
 from common.flower_compat.large_objects import IN_A_FILE, objects_folder
 from server.offers import set_withdrawn
 from server.run_registry import RunRegistry
 from tests.common.flower_compat.attacker import FleetAttacker
-from tests.common.flower_compat.fleet_bytes import delivery, object_id, pulled_object, reply, session
+from tests.common.flower_compat.fleet_bytes import delivery, object_id, pulled_object, pushed_object, reply, session, stored
 from tests.server.gateway.conftest import Federation, founded
 from tests.server.gateway.coordinator import RUN_OF, approval, client, gateway, node, start_record
 from tests.server.gateway.upstream import upstream
@@ -275,22 +274,21 @@ def test_a_large_object_goes_into_its_file_and_stays_only_if_the_superlink_takes
     content, other = (os.urandom(1 << 20) for _ in range(2))
     name, wrong = hashlib.sha256(content).hexdigest(), object_id("not its digest")
 
-    federation.upstream.answer("push-object", bytes(PushObjectResponse(stored=False).SerializeToString()))
+    federation.upstream.answer("push-object", stored(False))
     assert north.push_object(NORTH, name, content, "file-session").status_code == 200
     assert not (folder / name).exists(), "the SuperLink did not take it"
     federation.upstream.answer("push-object", b"", 503)
     north.push_object(NORTH, name, content, "file-session")
     assert not (folder / name).exists(), "the SuperLink was away"
 
-    federation.upstream.answer("push-object", bytes(PushObjectResponse(stored=True).SerializeToString()))
+    federation.upstream.answer("push-object", stored(True))
     assert north.push_object(NORTH, name, content, "file-session").status_code == 200
     assert (folder / name).read_bytes() == content
-    passed = PushObjectRequest.FromString(federation.upstream.took("push-object")[-1].body)
-    assert (passed.object_id, passed.object_content, passed.session_id) == (name, IN_A_FILE, "file-session")
+    assert pushed_object(federation.upstream.took("push-object")[-1].body) == (name, IN_A_FILE, "file-session")
 
     north.push_object(NORTH, wrong, other, "file-session")
     assert not (folder / wrong).exists() and other in federation.upstream.took("push-object")[-1].body, "Flower refuses it"
-    federation.upstream.answer("push-object", bytes(PushObjectResponse(stored=False).SerializeToString()))
+    federation.upstream.answer("push-object", stored(False))
     north.push_object(NORTH, name, content, "file-session")
     assert (folder / name).read_bytes() == content, "what was there before stays"
 
