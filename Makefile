@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install simulate federation test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy bench-federation failures soak clean
+.PHONY: help install simulate federation test test-all test-pythons test-wheel test-mutations lint format docs doctor bench-simulation bench-privacy bench-accuracy bench-heart bench-federation bench-data failures soak clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -84,8 +84,14 @@ bench-privacy: $(INSTALLED) ## Time and memory of private training, engine by en
 bench-accuracy: $(INSTALLED) ## Accuracy on public chest X-rays into docs/results.md; over an hour; ARGS="--rows cnn-e1 --seeds 0" cuts it
 	@$(BIN)/python -m tests.bench.accuracy $(ARGS)
 
+bench-heart: $(INSTALLED) ## Accuracy on the heart disease tables of four real hospitals into docs/heart.md; ARGS="--levels e1 --runs 2" cuts it
+	@$(BIN)/python -m tests.bench.heart $(ARGS)
+
 bench-federation: $(INSTALLED) ## Seconds a round and memory of a real federation, beside plain Flower's; ARGS="memory" does one part
 	@$(BIN)/python -m tests.bench.federation $(ARGS)
+
+bench-data: $(INSTALLED) ## A hospital's files: decoding, the cached cohort beside it, an epoch, the check; ARGS="decode" does one part
+	@$(BIN)/python -m tests.bench.data $(ARGS)
 
 failures: $(INSTALLED) ## Cause every fault on real processes and write docs/failures.md from what was seen; ARGS="-k gateway" does a part
 	@$(BIN)/python -m tests.e2e.failures $(ARGS)

@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def kind(self) -> str:
-        """`update`, `evaluated`, or the code of a refusal."""
+        """`update`, `evaluated`, `surveyed`, or the code of a refusal."""
         facts = self.records.get(FACTS)
         if not isinstance(facts, ConfigRecord):
             return "unknown"
@@ -114,12 +114,13 @@ class Desk:
 
     def note_sent(self, answer: Answer) -> None:
         """Say in the ledger that the reply has left. Raises RefusedError, StorageError; it counts as spent all the same."""
-        if answer.folder is None or answer.incoming.sha256 == NO_MESSAGE or answer.kind not in ("update", "evaluated"):
+        if answer.folder is None or answer.incoming.sha256 == NO_MESSAGE or answer.kind not in ("update", "evaluated", "surveyed"):
             return
         book, asked = self._book(answer.folder), answer.incoming
-        slot = (asked.study_id, asked.run_id, asked.round, Line.TRAINING if asked.train else Line.HELD_OUT)
+        lines = tuple(Line) if answer.kind == "surveyed" else (Line.TRAINING if asked.train else Line.HELD_OUT,)
+        slots = [(asked.study_id, asked.run_id, asked.round, line) for line in lines]
         for charge in book.charges():
-            if charge.key.slot == slot and charge.state is State.RELEASING:
+            if charge.key.slot in slots and charge.state is State.RELEASING:
                 book.sent(charge.key)
 
     def _permit(self, run: RunFacts) -> Permit:

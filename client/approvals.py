@@ -158,6 +158,10 @@ class Approvals:
         found = (record.run_id for record, _ in self._records() if isinstance(record, RunRecord) and record.study_id == study_id)
         return tuple(dict.fromkeys(found))
 
+    def began(self) -> dict[str, float]:
+        """When each run first asked here, before it did anything: seconds since the epoch by run id."""
+        return {record.run_id: record.created for record, _ in reversed(self._records()) if isinstance(record, RunRecord)}
+
     def deliver(self, send: Callable[[Signed], None]) -> int:
         """Hand the newest decision on each study to `send` (`Coordinator.approve`) unless the coordinator has heard it; returns how many.
 

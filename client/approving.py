@@ -19,12 +19,15 @@ from client.site import open_ledger, patients_on_lines
 from client.site_config import SiteConfig
 from client.site_home import SiteHome
 from client.study_folder import Prepared, prepare, write
+from client.survey_budget import survey_lines
+from client.survey_tables import column_problems
 from common.data.checks import cohort_problems, cohort_warnings
 from common.data.cohort import Split
 from common.errors import InputError, RefusedError
 from common.federation import ApprovalRecord
 from common.privacy.charge_book import Line
 from common.protocol import weights_sha256
+from common.survey_plan import survey_plan
 
 MOST_RUNS = 1000
 
@@ -64,11 +67,9 @@ def propose(home: SiteHome, study_id: str, cohort: str | None, further_runs: int
         raise InputError(f"--runs: {further_runs} is not between {0 if used else 1} and {MOST_RUNS}")
     _check(home, config, offer, name, now)
     prepared = prepare(home, config, offer, name)
-    thin = cohort_problems(prepared.cohort, offer.study.data, name)
-    if not prepared.cohort.patient_count(Split.TRAIN):
-        raise InputError(f"{name}: has no patient to train on")
+    thin = _cohort_problems(prepared, offer, name)
     parameters, digest = _initial(offer)
-    plans, ledger = line_plans(offer.study, parameters), open_ledger(home.folder)
+    plans, ledger = _plans(offer, prepared, parameters), open_ledger(home.folder)
     patients = patients_on_lines(prepared.cohort, joint=prepared.settings.joint)
     account = ledger.register(patients, prepared.settings.delta)
     return Proposal(
@@ -84,7 +85,7 @@ def propose(home: SiteHome, study_id: str, cohort: str | None, further_runs: int
         parameters=parameters,
         weights_known=digest == offer.start.initial_weights_sha256,
         patients={line: len(members) for line, members in patients.items()},
-        warnings=(*thin, *cohort_warnings(prepared.cohort)),
+        warnings=(*thin, *(cohort_warnings(prepared.cohort) if offer.study.purpose == "training" else ())),
     )
 
 
@@ -94,7 +95,7 @@ def approve(home: SiteHome, proposal: Proposal, by: str, now: float) -> Approval
     with approvals.lock():
         entries = earmarks(study, proposal.plans, proposal.account, proposal.runs)
         limits, allow = proposal.config.limits, proposal.config.allow
-        rules = Rules(limits.epsilon_per_account, bool(allow.train_after_unprotected.strip()))
+        rules = Rules(limits.epsilon_per_account, bool(allow.train_after_unprotected.strip()), limits.survey_epsilon)
         promise(open_ledger(home.folder), study, entries, proposal.plans, rules)
         write(home, proposal.prepared, approvals.runs(study.id))
         record = _record(proposal.config.name, proposal.offer, "approved", proposal.cohort, proposal.runs, proposal.epsilon_total, by, now)
@@ -130,8 +131,30 @@ def _check(home: SiteHome, config: SiteConfig, offer: Offer, cohort: str, now: f
         raise RefusedError(found[0][0], "; ".join(text for _, text in found))
 
 
+def _cohort_problems(prepared: Prepared, offer: Offer, name: str) -> list[str]:
+    """What IT should know about the cohort. Raises InputError when the study can do nothing with it."""
+    plan = survey_plan(offer.study)
+    if plan is not None:
+        missing = column_problems(prepared.cohort.dataset, plan)
+        if missing:
+            raise InputError([f"{name}: {problem}" for problem in missing])
+        return []
+    if not prepared.cohort.patient_count(Split.TRAIN):
+        raise InputError(f"{name}: has no patient to train on")
+    return cohort_problems(prepared.cohort, offer.study.data, name)
+
+
+def _plans(offer: Offer, prepared: Prepared, parameters: int) -> tuple[LinePlan, ...]:
+    """What one run releases. A survey is one release: where both lines of the patients count as one, it is charged once."""
+    plans = line_plans(offer.study, parameters)
+    paying = survey_lines(joint=prepared.settings.joint) if offer.study.purpose == "survey" else tuple(Line)
+    return tuple(plan for plan in plans if plan.line in paying)
+
+
 def _initial(offer: Offer) -> tuple[int, str]:
-    """Count and digest of the initial weights that the study gives here."""
+    """Count and digest of the initial weights that the study gives here; a survey has none."""
+    if offer.study.purpose == "survey":
+        return 0, weights_sha256({})
     from common.models.registry import initial_state
 
     weights = initial_state(offer.study)

@@ -2,8 +2,8 @@
 """A hospital's backup: everything that cannot be made again, and nothing else.
 
 In it: keys, policy, invitation, certificates, enrolment, the ledger, its receipts, approvals, the log of what left and its receipts, the
-journal of rounds, the studies' folders. Not in it: images and `cache/` (made again at an approval), logs, the daemon's state, and the
-outbox.
+journal of rounds, the list of excluded patients, the studies' folders. Not in it: images and `cache/` (made again at an approval), logs,
+the daemon's state, and the outbox.
 
 The outbox is left out on purpose. Its replies are there to be sent again, byte for byte, in the round that is going on; after a restore
 that round is over, and without its bytes it stays charged and is never computed again, which is what the ledger promises. A copy for
@@ -29,7 +29,7 @@ from common.archive import Archive, Manifest, back_up, restore
 from common.crypto.sealed_stream import COST
 from common.crypto.secrets import Secret
 
-LINES: Final = ("receipts.jsonl", "egress-receipts.jsonl", "egress.jsonl", "approvals.jsonl", "rounds.jsonl")
+LINES: Final = ("receipts.jsonl", "egress-receipts.jsonl", "egress.jsonl", "approvals.jsonl", "rounds.jsonl", "exclusions.jsonl")
 WHOLE: Final = (
     "site.key",
     "node.pem",

@@ -8,6 +8,7 @@ was promised once is not refused later because of another study.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from client.ledger.book import Ledger
 from client.ledger.earmarks import left_of
 from client.ledger.fold import LedgerFold
 from client.ledger.rows import EarmarkEntry
+from client.survey_budget import check_survey_epsilon
 from common.errors import RefusedError
 from common.evaluation_plan import evaluation_plan
 from common.privacy.accountant import epsilon_pld, event_from_json, event_to_json, is_unprotected, poisson_gaussian
@@ -23,6 +25,7 @@ from common.privacy.calibration import plan_privacy
 from common.privacy.charge_book import Line, State
 from common.protocol import RefusalCode
 from common.study import PatientPrivacy, Study
+from common.survey_plan import is_survey_event, survey_plan
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,26 @@ class LinePlan:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the site's policy says about spending: the most ε of a line, and whether protection may go on after an unprotected release."""
+    """What the site's policy says about spending: the most ε of a line, and whether protection may go on after an unprotected release.
+
+    `survey_cap`: the most ε of all surveys on a line.
+    """
 
     epsilon_cap: float
     train_after_unprotected: bool
+    survey_cap: float = math.inf
 
 
 def line_plans(study: Study, parameter_count: int) -> tuple[LinePlan, ...]:
-    """What one run of `study` releases, training first; nothing that can be counted for a study without privacy."""
-    privacy = study.privacy
+    """What one run of `study` releases, training first; nothing that can be counted for a study without privacy.
+
+    A survey is the same release for both lines.
+    """
+    privacy, survey = study.privacy, survey_plan(study)
     if not isinstance(privacy, PatientPrivacy):
         return ()
+    if survey is not None:
+        return tuple(LinePlan(line, event_to_json(survey.event()), 1, survey.survey.epsilon) for line in Line)
     plan = plan_privacy(privacy, study.training.sampling_rate, study.total_steps, parameter_count)
     one_round = poisson_gaussian(plan.sampling_rate, plan.accounted_noise_multiplier, study.training.local_steps)
     plans = [LinePlan(Line.TRAINING, event_to_json(one_round), study.federation.rounds, privacy.epsilon)]
@@ -100,6 +112,9 @@ def check_fits(
         )
     others = [one for one in fold.promises(account, line) if one.earmark.study_id != study.id]
     own = [left_of(one, fold.charge_fold.charges) for one in entries if one.line is line or fold.accounts.is_joint(account)]
+    if is_survey_event(entry.event_json):
+        surveys = [charge.event_json for charge in protected] + [one.event_json for one in [*others, *own] if one.count]
+        check_survey_epsilon(surveys, delta, rules.survey_cap)
     if not history and not others and len(own) == 1 and entry.runs == 1:
         _check_alone(plans, line, rules.epsilon_cap)
         return

@@ -2,7 +2,8 @@
 """`wardround-client check`: everything that a site needs, each tried for real, one line each.
 
 A check is a function of the `Doctor`; it returns what it found, or raises the error that says what to do. What cannot be tried because of
-another failure is not tested, and says so. Nothing is changed, and nothing leaves but one question for the time.
+another failure is not tested, and says so. Nothing is changed (fingerprints of images are kept), and nothing leaves but one question
+for the time.
 """
 
 from __future__ import annotations
@@ -238,5 +239,22 @@ def _described(name: str, cohort: CohortConfig) -> str:
     return f"{name}: readable, nominal size {cohort.nominal_patients}"
 
 
+def cohorts(doctor: Doctor) -> str:
+    """Each cohort that `cohort build` made is fit for use; what was read before is not read again."""
+    from client.cohorts.check import Order, check_cohort
+    from client.cohorts.layout import is_cohort
+    from common.crypto.secrets import Secret
+
+    built = {name: one.path for name, one in doctor.config.cohorts.items() if is_cohort(one.path)}
+    if not built:
+        return "none was made with `wardround-client cohort build`, so none was looked into"
+    secret = Secret.read(doctor.home.key)
+    verdicts = {name: check_cohort(Order(path, secret=secret, quick=True)) for name, path in built.items()}
+    failed = [name for name, verdict in verdicts.items() if not verdict.passed]
+    if failed:
+        raise DataError([f"{name}: {verdicts[name].summary()}; run `wardround-client cohort check {built[name]}`" for name in failed])
+    return "; ".join(f"{name}: {verdict.summary()}" for name, verdict in verdicts.items())
+
+
 LOCAL_CHECKS: tuple[tuple[str, Check], ...] = (("settings", settings), ("keys", keys), ("words", words), ("certificate", certificate))
-MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (("disk", disk), ("device", device), ("data", data))
+MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (("disk", disk), ("device", device), ("data", data), ("cohorts", cohorts))

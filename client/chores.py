@@ -3,7 +3,7 @@
 
     approvals and rejections that it has not heard yet      handed in
     studies offered to this site                            stored and shown, never acted on
-    receipts for what left                                  stored
+    receipts for what left, and for the ledger's head       stored
     the next certificate, when it is time                   fetched; the node then takes a new connection
 
 Everything here may fail and is done again at the next turn; no round waits for it.
@@ -22,6 +22,7 @@ from client.daemon_log import DaemonLog
 from client.egress import last_receipt_id, take_receipts
 from client.enrol import renew
 from client.offers import store_offer
+from client.site import open_ledger
 from client.site_home import SiteHome
 from client.status import StatusBoard
 from common.errors import CoordinatorUnreachable, InputError, ProtocolError, RefusedError, WardroundError
@@ -42,6 +43,7 @@ class Chores:
         self._coordinator = Coordinator(home)
         self._seen: dict[str, str] = {}
         self._after: int | None = None
+        self._ledger_receipt: str | None = None
         self._news_at = time.monotonic()
         self._problem: str | None = None
 
@@ -102,12 +104,25 @@ class Chores:
     def _fetch_receipts(self) -> None:
         if self._after is None:
             self._after = last_receipt_id(self._home)
-        receipts = self._coordinator.receipts(self._after)
+        receipts, ledger_receipt = self._coordinator.all_receipts(self._after)
         if receipts:
             taken = take_receipts(self._home, receipts)
             self._after = max(self._after, taken.last_id)
             for problem in taken.problems:
                 self._log.write("receipt ignored", {"reason": problem})
+        if ledger_receipt is not None and ledger_receipt != self._ledger_receipt:
+            self._take(ledger_receipt)
+
+    def _take(self, ledger_receipt: str) -> None:
+        """Keep what shows the newest head of the ledger: an old copy of the ledger is then known as one before any message comes."""
+        try:
+            open_ledger(self._home.folder).take_receipt(ledger_receipt)
+        except ProtocolError as error:
+            if ledger_receipt not in self._seen:
+                self._seen[ledger_receipt] = ""
+                self._log.write("receipt ignored", {"reason": str(error)})
+            return
+        self._ledger_receipt = ledger_receipt
 
     def _renew(self) -> None:
         if renew(self._home, self._coordinator, time.time()):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client.commands import backup, checking, enrolment, exits, serving, studies
+from client.commands import backup, checking, cohort, enrolment, exits, serving, studies
 from common.command_line import run_app
 from common.errors import EXIT_CODE_HELP
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ledger_app = typer.Typer(help="The privacy ledger: what was spent, is it whole, and what to do after a restore.", no_args_is_help=True)
-for group in (enrolment, checking, serving, studies, exits, backup):
+for group in (enrolment, checking, cohort, serving, studies, exits, backup):
     group.register(app)
 app.add_typer(ledger_app, name="ledger")
 

@@ -113,7 +113,7 @@ class Coordinator:
 
     def receipts(self, after: int) -> list[dict[str, Any]]:
         """Receipts for egress lines, numbered above `after`, unchecked."""
-        return self._list(self._call(self._known, "GET", f"receipts?after={int(after)}"), "receipts")
+        return self.all_receipts(after)[0]
 
     def ledger_receipt(self) -> str | None:
         """The receipt for the newest head of this site's ledger that the coordinator has, unchecked; None if it never had one."""
@@ -122,6 +122,12 @@ class Coordinator:
         if found is not None and not isinstance(found, str):
             raise ProtocolError(f"{self.url}: the answer to receipts has no receipt for the ledger; upgrade the coordinator")
         return found
+
+    def all_receipts(self, after: int) -> tuple[list[dict[str, Any]], str | None]:
+        """What `receipts` and `ledger_receipt` bring, by one call; no receipt for the ledger from a coordinator that has none to give."""
+        answer = self._call(self._known, "GET", f"receipts?after={int(after)}")
+        found = answer.get("ledger")
+        return self._list(answer, "receipts"), found if isinstance(found, str) else None
 
     def time(self) -> float:
         """The coordinator's clock, seconds since the epoch."""

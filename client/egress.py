@@ -19,10 +19,11 @@ from typing import cast
 
 from flwr.app import ArrayRecord, RecordDict
 
+from client.cohorts.exclusions import read_exclusions
 from client.egress_chain import BEFORE_THE_FIRST, ChainEnd, EgressChain, EgressField, EgressLine, Kind
 from client.egress_receipts import Taken, last_receipt_id, take_receipts
 from client.egress_rules import ExitRules, Incoming, check_exit, kind_of, ledger_head
-from client.egress_spent import Spent, spent_after
+from client.egress_spent import Spent, spent_after, worst
 from client.ledger.book import Ledger
 from client.ledger.receipts import ReceiptFile
 from client.site_config import SiteConfig
@@ -109,17 +110,29 @@ class Door:
             epsilon=self._spent(incoming, reply),
             ledger_row=row,
             ledger_hash=digest,
+            exclusions=self._excluded(reply),
             previous=BEFORE_THE_FIRST,
         )
+
+    def _excluded(self, reply: RecordDict) -> int | None:
+        """How many patients are excluded, where policy has them counted; None for a refusal, and when the list cannot be read."""
+        if is_refusal(reply):
+            return None
+        try:
+            counted = SiteConfig.read(self.home.config).exclusions_in_egress_log
+            return len(read_exclusions(self.home.folder).now) if counted else None
+        except WardroundError as error:
+            self.log(RefusalCode.NOT_READY, error)
+            return None
 
     def _spent(self, incoming: Incoming, reply: RecordDict) -> Spent:
         """ε after this reply; "unknown" when the ledger cannot be read (the cause is logged): what was charged may leave."""
         if is_refusal(reply) or (kind_of(reply) == "evaluated" and COUNTS not in reply):
             return None
-        line = Line.HELD_OUT if COUNTS in reply else Line.TRAINING
+        lines = tuple(Line) if kind_of(reply) == "surveyed" else (Line.HELD_OUT if COUNTS in reply else Line.TRAINING,)
         try:
             book = self.book or Ledger(self.home.ledger, self.secret, ReceiptFile(self.home.receipts, self.secret, ()))
-            return spent_after(book, incoming.study_id, incoming.run_id, incoming.round, line)
+            return worst(spent_after(book, incoming.study_id, incoming.run_id, incoming.round, line) for line in lines)
         except WardroundError as error:
             self.log(RefusalCode.NOT_READY, error)
             return "unknown"

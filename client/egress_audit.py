@@ -24,7 +24,7 @@ from common.crypto.secrets import Secret
 from common.errors import InputError, RefusedError, StorageError, WardroundError
 from common.privacy.charge_book import Line, State
 
-KIND_THAT_PAYS = {Line.TRAINING: "update", Line.HELD_OUT: "evaluated"}
+KINDS_THAT_PAY = {Line.TRAINING: ("update", "surveyed"), Line.HELD_OUT: ("evaluated", "surveyed")}
 
 
 @dataclass
@@ -207,7 +207,7 @@ def _check_ledger(home: SiteHome, found: Findings) -> None:
         return
     answered = {(line.study_id, line.run_id, line.round, line.kind) for line in found.lines}
     sent = [charge.key for charge in fold.charge_fold.charges if charge.state is State.SENT]
-    without = [key for key in sent if (key.study_id, key.run_id, key.round, KIND_THAT_PAYS[key.line]) not in answered]
+    without = [key for key in sent if answered.isdisjoint((*key.slot[:3], kind) for kind in KINDS_THAT_PAY[key.line])]
     if without:
         found.problems.append(
             f"{home.egress}: the ledger says that {len(without)} replies were sent which have no line, the first in run "

@@ -37,7 +37,7 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _REMEDY: Final = "keep the damaged file under another name; the next line then starts a new chain, see docs/egress.md"
 
 
-Kind = Literal["update", "evaluated", "refusal", "note"]
+Kind = Literal["update", "evaluated", "surveyed", "refusal", "note"]
 
 
 class EgressField(NamedTuple):
@@ -54,7 +54,8 @@ class EgressLine(BaseModel):
 
     `epsilon`: upper bound of what the patients' account has spent on the line that paid, after this; None where nothing was spent.
     `ledger_row`, `ledger_hash`: the ledger's head that rode along. `kind` note is no message: hospital IT explains (`note`) why the
-    lines of these statements are not here (`explained`). `size_bytes`: all fields, without the two heads.
+    lines of these statements are not here (`explained`). `size_bytes`: all fields, without the two heads. `exclusions`: how many patients
+    the hospital's exclusion list has, where its policy has them counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -77,12 +78,20 @@ class EgressLine(BaseModel):
     note: str = ""
     explained: tuple[str, ...] = ()
     torn_bytes: int = Field(0, ge=0)
+    exclusions: int | None = Field(None, ge=0)
     previous: str = Field(pattern=DIGEST)
 
     @property
     def hash(self) -> str:
         """SHA-256 of the line's facts."""
-        return hashlib.sha256(_canonical(self.model_dump(mode="json")).encode()).hexdigest()
+        return hashlib.sha256(_canonical(self.facts()).encode()).hexdigest()
+
+    def facts(self) -> dict[str, object]:
+        """What is stored and hashed; `exclusions` only where policy has it counted, so lines from before it was there stay as they are."""
+        facts: dict[str, object] = self.model_dump(mode="json")
+        if self.exclusions is None:
+            del facts["exclusions"]
+        return facts
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ class EgressChain:
     def _text(self, line: EgressLine, mac: str | None = None) -> bytes:
         """The line as it is stored, with its newline."""
         digest = line.hash
-        facts = {**line.model_dump(mode="json"), "hash": digest, "mac": self._mac(digest) if mac is None else mac}
+        facts = {**line.facts(), "hash": digest, "mac": self._mac(digest) if mac is None else mac}
         return _canonical(facts).encode() + b"\n"
 
     def _mac(self, digest: str) -> str:

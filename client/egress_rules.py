@@ -3,6 +3,7 @@
 
     update      its own facts, the model's tensors, `num-examples` 1
     evaluated   its own facts, the histogram where one was asked for and policy lets it out, `num-examples` 1
+    surveyed    its own facts, the tables of the approved survey (int64, of public shape), `num-examples` 1
     refusal     its code
 
 Facts have fixed names and types, and their values are known beforehand. A tensor has the name, shape and type that the incoming model
@@ -28,7 +29,7 @@ from client.ledger.heads import HEAD_PURPOSE
 from common.crypto.signatures import is_signed
 from common.errors import ProtocolError
 from common.federation import DIGEST, NO_MESSAGE, NO_RUN, RUN_ID
-from common.protocol import COUNTS, FACTS, MODEL, Instruction, Shapes, read_reply, shapes_of
+from common.protocol import COUNTS, FACTS, MODEL, TABLES, Instruction, Shapes, read_reply, shapes_of
 from common.riders import HEAD_FACT, MAX_HEAD_CHARACTERS
 from common.study import Study
 
@@ -37,10 +38,16 @@ EXAMPLES: Final = "num-examples"
 HISTOGRAM: Final = "histogram"
 _ALL: Final = {"protocol": int, "kind": str, "site": str}
 _OF_ROUND: Final = {**_ALL, "run_id": str, "round": int}
-_FACTS: Final[Mapping[str, Mapping[str, type]]] = {"update": _OF_ROUND, "evaluated": _OF_ROUND, "refusal": {**_ALL, "code": str}}
+_FACTS: Final[Mapping[str, Mapping[str, type]]] = {
+    "update": _OF_ROUND,
+    "evaluated": _OF_ROUND,
+    "surveyed": _OF_ROUND,
+    "refusal": {**_ALL, "code": str},
+}
 _RECORDS: Final[Mapping[str, Mapping[str, type]]] = {
     "update": {FACTS: ConfigRecord, METRICS: MetricRecord, MODEL: ArrayRecord},
     "evaluated": {FACTS: ConfigRecord, METRICS: MetricRecord},
+    "surveyed": {FACTS: ConfigRecord, METRICS: MetricRecord, TABLES: ArrayRecord},
     "refusal": {FACTS: ConfigRecord},
 }
 
@@ -50,7 +57,8 @@ class Incoming:
     """The message that a reply answers: what the reply may look like, and what the site's statement says about it.
 
     `shapes` are those of its model (None: it was not read, and only a refusal may leave); `train`: the reply is an update, else the
-    result of an evaluation, with a histogram of `counts_shape` or none. Raises ProtocolError for ids that are none.
+    result of an evaluation, with a histogram of `counts_shape` or none, or of a survey with `tables` of these shapes. Raises ProtocolError
+    for ids that are none.
     """
 
     study_id: str = NO_MESSAGE
@@ -60,6 +68,7 @@ class Incoming:
     shapes: Shapes | None = None
     counts_shape: tuple[int, ...] | None = None
     train: bool = False
+    tables: Shapes | None = None
 
     def __post_init__(self) -> None:
         """Check the ids: they come from outside."""
@@ -71,11 +80,19 @@ class Incoming:
     def of(cls, instruction: Instruction, study: Study) -> Incoming:
         """A message that was read; `study` is the approved one that it belongs to."""
         from common.evaluation_plan import evaluation_plan
+        from common.survey_plan import survey_plan
 
+        survey = survey_plan(study)
         plan = None if instruction.train else evaluation_plan(study)
         counts_shape = plan.shape if plan is not None and instruction.round in plan.rounds else None
         shapes = shapes_of(instruction.model)
-        return cls(study.id, instruction.run_id, instruction.round, instruction.sha256, shapes, counts_shape, instruction.train)
+        known = (study.id, instruction.run_id, instruction.round, instruction.sha256, shapes, counts_shape, instruction.train)
+        return cls(*known, None if survey is None else survey.shapes)
+
+    @property
+    def kind(self) -> str:
+        """The kind of reply that was asked for."""
+        return "update" if self.train else "evaluated" if self.tables is None else "surveyed"
 
     @classmethod
     def unread(cls, study_id: str = NO_MESSAGE, run_id: str = NO_RUN, round_number: int = 0) -> Incoming:
@@ -111,8 +128,8 @@ def kind_of(reply: RecordDict) -> str:
 
 def _record_problems(reply: RecordDict, kind: str, incoming: Incoming) -> list[str]:
     if kind not in _RECORDS:
-        return ["it is neither update, evaluated nor refusal"]
-    if kind != "refusal" and (incoming.shapes is None or incoming.train != (kind == "update")):
+        return ["it is neither update, evaluated, surveyed nor refusal"]
+    if kind != "refusal" and (incoming.shapes is None or incoming.kind != kind):
         return ["it does not answer what was asked"]
     expected = dict(_RECORDS[kind])
     if kind == "evaluated" and incoming.counts_shape is not None:
@@ -145,6 +162,7 @@ def _value_problems(reply: RecordDict, kind: str, incoming: Incoming, rules: Cal
             round_number=incoming.round,
             shapes=incoming.shapes or {},
             counts_shape=incoming.counts_shape,
+            tables=incoming.tables,
         )
     except ProtocolError as error:
         problems.append(str(error))
@@ -191,6 +209,7 @@ def _stowaways(reply: RecordDict, incoming: Incoming) -> list[str]:
     """Tensors that carry more than their values; names, shapes and values were checked before."""
     expected = [(MODEL, name, "float32", tuple(shape)) for name, shape in (incoming.shapes or {}).items() if MODEL in reply]
     expected += [(COUNTS, COUNTS, "int64", tuple(incoming.counts_shape or ()))] if COUNTS in reply else []
+    expected += [(TABLES, name, "int64", tuple(shape)) for name, shape in (incoming.tables or {}).items() if TABLES in reply]
     return [
         f"tensor {record}/{name} has bytes that are no part of it"
         for record, name, dtype, shape in expected

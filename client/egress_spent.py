@@ -42,6 +42,13 @@ def spent_after(book: Ledger, study_id: str, run_id: str, round_number: int, lin
     return epsilon if math.isfinite(epsilon) else "not protected"
 
 
+def worst(spent: Iterable[Spent]) -> Spent:
+    """The most of several lines, where one release was paid for on more than one; a line on which it was not counts for nothing."""
+    found = list(spent)
+    known = [one for one in found if isinstance(one, float)]
+    return "not protected" if "not protected" in found else max(known) if known else "unknown"
+
+
 def epsilon_bound(events: Iterable[str], delta: float) -> float:
     """Upper bound of ε of a history of events (canonical JSON) at `delta`; infinite where something was not protected.
 

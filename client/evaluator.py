@@ -3,8 +3,8 @@
 
 Bins must have public edges, yet scores of one model lie within 0.05 of each other and those of another at ±12: any fixed edges would
 put the first into one bin (measured: the AUROC falls by up to 0.45). So the edges are laid around what the model, which is public, says
-to reference images, which are generated and public too. Patients' images are not looked at. Measured on 12 trained and half-trained
-models, chest X-rays among them: with 16 bins the AUROC by patient moves by 0.003 on average and by 0.009 at most.
+to reference images (of a table: rows), which are generated and public too. Patients' own are not looked at. Measured on 12 trained and
+half-trained models, chest X-rays among them: with 16 bins the AUROC by patient moves by 0.003 on average and by 0.009 at most.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from client.rows import RowSource
 from client.scores import SiteScores, log_odds
 from common.data.cohort import Cohort, Split
 from common.data.phantom import PhantomReader
+from common.data.table_features import reference_features
 from common.models.base import MedicalModel, to_model_units
 from common.study import Data, Phantom, Study
 
@@ -66,6 +67,8 @@ class BinPlacer:
 
     def _reference_inputs(self, model: MedicalModel) -> Tensor:
         data = self._study.data
+        if data.kind == "tabular":
+            return torch.from_numpy(reference_features(data, REFERENCE_IMAGES)).to(self._device)
         made = PhantomReader().read(Data(image_size=data.image_size, phantom=REFERENCE_PHANTOM), None)
         images = torch.from_numpy(np.array(made.images[:REFERENCE_IMAGES]))
         images = images.reshape(REFERENCE_IMAGES, 1, data.image_size, data.image_size).expand(-1, data.channels, -1, -1)

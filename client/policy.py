@@ -7,6 +7,7 @@ cohort's nominal size; no patient is looked at. What a site spends is not here b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -21,7 +22,8 @@ HISTOGRAM = "histogram"
 
 def problems(config: SiteConfig, study: Study, cohort: str) -> list[Problem]:
     """Everything in `study` that the policy forbids on the cohort of that name; empty when it may run."""
-    forbidden = [*_kind_problems(config, study), *_privacy_problems(config, study)]
+    kind_problems = _survey_problems if study.purpose == "survey" else _kind_problems
+    forbidden = [*kind_problems(config, study), *_privacy_problems(config, study)]
     return [*((RefusalCode.POLICY_REFUSED, text) for text in forbidden), *_cohort_problems(config, study, cohort)]
 
 
@@ -38,6 +40,14 @@ def _kind_problems(config: SiteConfig, study: Study) -> Iterator[str]:
         yield f"allow.models does not have {study.model.name}"
     if study.is_private and study.evaluation.private is not None and HISTOGRAM not in config.metrics_may_leave:
         yield f"the study asks for a {HISTOGRAM} of held-out patients' scores with noise, and metrics_may_leave does not have it"
+
+
+def _survey_problems(config: SiteConfig, study: Study) -> Iterator[str]:
+    """A survey builds no model; it has a small budget of its own."""
+    limit = config.limits.survey_epsilon
+    if not isinstance(study.privacy, PatientPrivacy) or study.privacy.epsilon > limit:
+        spends = study.privacy.epsilon if isinstance(study.privacy, PatientPrivacy) else math.inf
+        yield f"the survey spends ε={spends:g}, limits.survey_epsilon is {limit:g}" + ("" if limit else ": this site answers no survey")
 
 
 def _privacy_problems(config: SiteConfig, study: Study) -> Iterator[str]:

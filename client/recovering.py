@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from client.coordinator import Coordinator
 from client.egress import open_chain
+from client.egress_chain import EgressLine
 from client.egress_receipts import acknowledged, last_receipt_id, take_receipts
 from client.ledger.book import Ledger
 from client.ledger.departures import Departure, Exits, Mechanism
@@ -27,10 +28,11 @@ from client.ledger.receipts import ReceiptFile
 from client.ledger.recovery import Recovered, recover
 from client.ledger.site_witness import Restored, SiteWitness, remove_mark
 from client.offers import offers, read_offer, store_offer
-from client.site import coordinator_keys, home_of, key_path, open_ledger
+from client.site import SiteFile, coordinator_keys, home_of, key_path, open_ledger
 from client.site_home import SiteHome
+from client.survey_budget import survey_lines
 from common.crypto.secrets import Secret
-from common.errors import CoordinatorRefused, CoordinatorUnreachable, InputError, ProtocolError, RefusedError, StorageError
+from common.errors import CoordinatorRefused, CoordinatorUnreachable, DataError, InputError, ProtocolError, RefusedError, StorageError
 from common.federation import EgressStatement
 from common.privacy.accountant import UNPROTECTED_JSON
 from common.privacy.charge_book import Line, Slot
@@ -130,11 +132,28 @@ def departures(home: SiteHome, fetched: Statements) -> list[Departure]:
     found, lost = [], {**fetched, **{one.statement_sha256: one.statement for one in acknowledged(home)[0]}}
     for line in open_chain(home).lines():
         lost.pop(line.statement_sha256, None)
-        pays = Line.TRAINING if line.kind == "update" else Line.HELD_OUT
-        if line.kind == "update" or (line.kind == "evaluated" and any(field.name == _HISTOGRAM for field in line.fields)):
-            head = None if line.ledger_row is None or line.ledger_hash is None else (line.ledger_row, line.ledger_hash)
-            found.append(Departure((line.study_id, line.run_id, line.round, pays), line.payload_sha256, head))
+        head = None if line.ledger_row is None or line.ledger_hash is None else (line.ledger_row, line.ledger_hash)
+        found += [
+            Departure((line.study_id, line.run_id, line.round, pays), line.payload_sha256, head) for pays in _paying_lines(home, line)
+        ]
     return found + list(_of_statements(home, lost.values()))
+
+
+def _paying_lines(home: SiteHome, line: EgressLine) -> tuple[Line, ...]:
+    """Who pays for what left with this line."""
+    if line.kind == "surveyed":
+        return survey_lines(joint=_is_joint(home, line.study_id))
+    if line.kind == "update":
+        return (Line.TRAINING,)
+    return (Line.HELD_OUT,) if line.kind == "evaluated" and any(field.name == _HISTOGRAM for field in line.fields) else ()
+
+
+def _is_joint(home: SiteHome, study_id: str) -> bool:
+    """Whether the patients of a study pay on one line for both; what is not known any more counts as two."""
+    try:
+        return SiteFile.read(home.study(study_id)).joint
+    except DataError:
+        return False
 
 
 def _of_statements(home: SiteHome, lost: Collection[EgressStatement]) -> Iterator[Departure]:
@@ -157,10 +176,11 @@ def _slots(home: SiteHome, study_id: str, run_id: str, number: int) -> Iterator[
 
     yield study_id, run_id, number, Line.TRAINING
     try:
-        plan = evaluation_plan(read_offer(home, study_id).study)
+        study = read_offer(home, study_id).study
     except (InputError, StorageError, RefusedError):
-        plan = None
-    if plan is not None and number in plan.rounds:
+        return
+    plan, pays_both = evaluation_plan(study), study.purpose == "survey" and not _is_joint(home, study_id)
+    if pays_both or (plan is not None and number in plan.rounds):
         yield study_id, run_id, number, Line.HELD_OUT
 
 
@@ -175,6 +195,7 @@ def planned(home: SiteHome, study_id: str, line: Line) -> Mechanism | None:
         return None
     if not study.is_private:
         return UNPROTECTED_JSON, study.training.local_steps
-    plans = line_plans(study, sum(value.size for value in initial_state(study).values()))
-    steps = study.training.local_steps if line is Line.TRAINING else 1
+    is_survey = study.purpose == "survey"
+    plans = line_plans(study, 0 if is_survey else sum(value.size for value in initial_state(study).values()))
+    steps = study.training.local_steps if line is Line.TRAINING and not is_survey else 1
     return next(((plan.event_json, steps) for plan in plans if plan.line is line), None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From row numbers to what the model eats: images in model units, or stored features."""
+"""From row numbers to what the model eats: images in model units, stored features of images, or the features of a table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Features that were computed once, float32 [N, F], memory-mapped."""
+    """Features that were computed once, or those of a table: float32 [N, F], memory-mapped."""
 
     features: npt.NDArray[np.float32]
     device: torch.device

@@ -49,7 +49,8 @@ class SiteFile(BaseModel):
 
     `home` is the site's home, relative to this file's folder. At a hospital the file is about one study that was approved: nothing but
     `study_id`, in the runs `run_ids`, from the weights with the digest `initial_weights_sha256`; at most `rounds_a_day` in 24 hours.
-    `joint`: the data set brings its own split, so its patients pay on both lines of the ledger.
+    `survey_epsilon`: the most ε of all surveys on an account's line. `joint`: the data set brings its own split, so its patients pay on
+    both lines of the ledger.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +70,7 @@ class SiteFile(BaseModel):
     run_ids: tuple[str, ...] | None = None
     initial_weights_sha256: str | None = Field(None, pattern=SHA256)
     rounds_a_day: int | None = Field(None, ge=1)
+    survey_epsilon: float | None = Field(None, ge=0)
     joint: bool = False
 
     @classmethod

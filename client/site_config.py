@@ -30,7 +30,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
 _SCHEDULE = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 _URL = re.compile(r"https://[^/?#\s]+")
 Task = Literal["binary", "multiclass"]
-ModelName = Literal["cnn", "scattering", "resnet18", "densenet121", "vgg16"]
+ModelName = Literal["cnn", "scattering", "resnet18", "densenet121", "vgg16", "mlp", "logistic"]
 _TASKS: tuple[Task, ...] = get_args(Task)
 _MODELS: tuple[ModelName, ...] = get_args(ModelName)
 PATIENTS_PER_DELTA = 10
@@ -54,6 +54,12 @@ class Limits(Part):
 
     epsilon_per_account: float = Field(3.0, gt=0, le=100, description="Most ε that a patient's data may ever spend on each ledger line.")
     delta: float = Field(1e-6, gt=0, le=1e-5, description="δ of each account, for good.")
+    survey_epsilon: float = Field(
+        0.5,
+        ge=0,
+        le=100,
+        description="Most ε of all surveys together, on each ledger line and within epsilon_per_account; 0 refuses each survey.",
+    )
     min_patients: int = Field(20, ge=2, description="Cohorts with a smaller nominal size take no part.")
     rounds_a_day: int = Field(1000, ge=1, description="Most rounds of training in 24 hours.")
     schedule: str | None = Field(None, description="Window of local time for training, such as 18:00-06:00; without it always.")
@@ -114,6 +120,7 @@ class SiteConfig(Part):
     limits: Limits = Field(default_factory=Limits, description="How much this site gives.")
     allow: Allowed = Field(default_factory=Allowed, description="Which studies this site takes.")
     metrics_may_leave: tuple[Literal["histogram"], ...] = Field(("histogram",), description="Metrics that may leave.")
+    exclusions_in_egress_log: bool = Field(False, description="Whether the log of what left says how many patients are excluded.")
     metrics: str = Field("127.0.0.1:9465", description="Where the daemon serves its own figures for monitoring, or off.")
 
     @field_validator("name")

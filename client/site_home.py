@@ -10,6 +10,7 @@ figures.json                    exact ε that was shown before, so that it is no
 studies/<study id>/             offer.json, and once it is approved site.json, rows.npy, split.npy: what the worker opens
 approvals.jsonl                 signed approvals and rejections
 egress.jsonl egress-receipts.jsonl
+exclusions.jsonl                decisions on patients who want no part in training any more (`client.cohorts.exclusions`)
 daemon.json paused logs/        the running daemon
 """
 
@@ -158,6 +159,11 @@ class SiteHome:
     def egress_receipts(self) -> Path:
         """The coordinator's receipts for these lines."""
         return self.folder / "egress-receipts.jsonl"
+
+    @property
+    def exclusions(self) -> Path:
+        """Decisions on patients who want no part any more, append-only (`client.cohorts.exclusions`)."""
+        return self.folder / "exclusions.jsonl"
 
     @property
     def daemon(self) -> Path:

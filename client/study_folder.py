@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of an approved study, `studies/<study id>`: what the worker opens.
 
-    prepare    reads the cohort's data as the study wants it, splits it with the site's key; writes nothing but the cache of images
+    prepare    reads the cohort's data as the study wants it, splits its patients' pseudonyms with the site's key; writes nothing but the
+               cache of images
     write      the folder, at approval
     refresh    `site.json` again, when the policy has changed or another run has begun
 
@@ -10,19 +11,21 @@ The images lie in `cache/` of the site's home, made again whenever they are miss
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from client.cohorts.layout import check_seal
 from client.offers import Offer
+from client.pseudonyms import Pseudonyms
 from client.site import SITE_FILE, SiteFile
 from client.site_config import SiteConfig
 from client.site_home import SiteHome
 from common.crypto.secrets import Secret
-from common.data.cohort import Cohort
+from common.data.cohort import Cohort, Dataset
 from common.data.splits import split_patients
 from common.data.store import materialise, stored_folder
 from common.errors import InputError
@@ -45,8 +48,11 @@ def prepare(home: SiteHome, config: SiteConfig, offer: Offer, cohort: str) -> Pr
     if cohort not in config.cohorts:
         raise InputError(f"{home.config}: cohorts does not have {cohort}; name one of {', '.join(config.cohorts) or '(none yet)'}")
     path = config.cohorts[cohort].path
-    dataset = materialise(offer.study.data, path, _cache(home))
-    split = split_patients(dataset, Secret.read(home.key).derive(SPLIT_PURPOSE), offer.study.data)
+    secret = Secret.read(home.key)
+    if offer.study.data.source == "cohort":
+        check_seal(path, secret)
+    dataset = with_pseudonyms(materialise(offer.study.data, path, _cache(home)), secret)
+    split = split_patients(dataset, secret.derive(SPLIT_PURPOSE), offer.study.data)
     settings = SiteFile(
         name=config.name,
         dataset=str(_TO_HOME / stored_folder(offer.study.data, path, _cache(home)).relative_to(home.folder)),
@@ -59,6 +65,11 @@ def prepare(home: SiteHome, config: SiteConfig, offer: Offer, cohort: str) -> Pr
         joint=dataset.split is not None,
     )
     return Prepared(with_policy(settings, config, ()), Cohort(dataset, np.arange(len(dataset)), split))
+
+
+def with_pseudonyms(dataset: Dataset, secret: Secret) -> Dataset:
+    """The data set with the site's pseudonyms for ids, whatever it was read from: one person has one split and one account everywhere."""
+    return replace(dataset, patient_ids=Pseudonyms(secret).of_all(dataset.patient_ids))
 
 
 def _cache(home: SiteHome) -> Path:
@@ -74,6 +85,7 @@ def with_policy(settings: SiteFile, config: SiteConfig, run_ids: tuple[str, ...]
         "epsilon_cap": config.limits.epsilon_per_account,
         "train_after_unprotected": config.allow.train_after_unprotected,
         "rounds_a_day": config.limits.rounds_a_day,
+        "survey_epsilon": config.limits.survey_epsilon,
     }
     return settings.model_copy(update=changes)
 

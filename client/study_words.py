@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 def in_words(proposal: Proposal) -> str:
     """All that is shown before the question, as paragraphs."""
     study = proposal.offer.study
+    if study.purpose == "survey":
+        from client.survey_words import survey_in_words
+
+        return survey_in_words(proposal)
     parts = [
         (f"Study {study.name} ({study.id[:12]})", [study.description] if study.description else []),
         ("What it does", _what_it_does(proposal)),
@@ -35,7 +39,15 @@ def _what_it_does(proposal: Proposal) -> list[str]:
         f"It trains {study.model.name} ({study.task}: {', '.join(study.data.labels)}) on cohort {proposal.cohort}, on this machine.",
         f"{study.federation.rounds} rounds of {study.training.local_steps} steps; together with {', '.join(others) or 'nobody else'}.",
         f"{_runs(proposal)} Initial weights: {weights} ({start.initial_weights_sha256[:12]}).",
+        *_what_it_reads(study),
     ]
+
+
+def _what_it_reads(study: Study) -> list[str]:
+    """The columns of a table that it looks at; an image is looked at whole."""
+    if study.data.kind == "image":
+        return []
+    return [f"Of the table it reads {study.data.label_column} (what it learns to tell) and {', '.join(sorted(study.data.columns))}."]
 
 
 def _runs(proposal: Proposal) -> str:

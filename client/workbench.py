@@ -16,25 +16,25 @@ from flwr.app import RecordDict
 from pydantic import ValidationError
 
 from client.admission import check_approved, check_permission, check_rounds_today
+from client.bench import Bench
 from client.charging import ChargedRound
 from client.evaluator import BinPlacer, score
 from client.journal import RoundEntry, append_entry
-from client.ledger.book import Ledger
 from client.measuring import Measurement, measurement
 from client.plain_trainer import PlainTrainer
 from client.rows import FeatureRows, ImageRows, RowSource
 from client.scores import SiteScores, by_patient
-from client.site import Site, SiteFile, evaluation_path, journal_path, open_ledger
-from client.site_log import log_failure
+from client.site import Site, SiteFile, evaluation_path, journal_path
 from client.spending_curve import epsilon_after
+from client.surveying import SurveyBench
 from client.trainer import LocalResult, Trainer, TrainingData
-from common.data.cohort import Split
+from common.data.cohort import Cohort, Split
 from common.data.features import open_features
-from common.errors import ProtocolError, RefusedError, WardroundError
+from common.errors import RefusedError, WardroundError
 from common.models.registry import build_model, load_state
 from common.privacy.calibration import PrivacyPlan, plan_privacy
 from common.privacy.charges import Outbox
-from common.protocol import CountArray, Evaluated, Instruction, RefusalCode, Update
+from common.protocol import CountArray, Evaluated, Instruction, RefusalCode, Surveyed, Update
 from common.riders import receipt_of, with_head
 from common.study import PatientPrivacy, Study
 
@@ -50,7 +50,7 @@ class Workbench:
         self._device = choose_device(settings.device)
         limit_gpu_memory(self._device, settings.gpu_memory_fraction)
         self._sites: dict[Path, Site] = {}
-        self._studies: dict[str, StudyBench] = {}
+        self._studies: dict[str, StudyBench | SurveyBench] = {}
 
     def answer(self, folder: Path, records: RecordDict) -> RecordDict:
         """Reply to one instruction for the site in `folder`, with the ledger's head. Raises RefusedError, ProtocolError, DataError."""
@@ -62,7 +62,9 @@ class Workbench:
         bench.check_ledger(site, receipt_of(records))
         return with_head(self._reply(bench, site, instruction).to_records(), bench.ledger_head(site))
 
-    def _reply(self, bench: StudyBench, site: Site, instruction: Instruction) -> Update | Evaluated:
+    def _reply(self, bench: StudyBench | SurveyBench, site: Site, instruction: Instruction) -> Update | Evaluated | Surveyed:
+        if isinstance(bench, SurveyBench):
+            return bench.survey(site, instruction)
         if instruction.train:
             return bench.train(site, instruction)
         scores = bench.evaluate(site, instruction)
@@ -75,23 +77,23 @@ class Workbench:
             self._sites[folder] = Site.open(folder)
         return self._sites[folder]
 
-    def _study_bench(self, text: str) -> StudyBench:
+    def _study_bench(self, text: str) -> StudyBench | SurveyBench:
         if text not in self._studies:
-            self._studies = {text: StudyBench(read_study(text), self._device)}
+            study = read_study(text)
+            self._studies = {text: SurveyBench(study) if study.purpose == "survey" else StudyBench(study, self._device)}
         return self._studies[text]
 
 
-class StudyBench:
+class StudyBench(Bench):
     """One study's model and trainers; serves every site of the process."""
 
     def __init__(self, study: Study, device: torch.device) -> None:
-        self.study = study
+        super().__init__(study)
         self._device = device
         self._model = build_model(study).to(device)
         self._plan = self._make_plan()
         self._trainers: dict[int, Trainer] = {}
-        self._data: dict[Path, tuple[Site, TrainingData]] = {}
-        self._books: dict[Path, Ledger] = {}
+        self._data: dict[Path, tuple[Cohort, TrainingData]] = {}
         self._bins = BinPlacer(study, device)
 
     def train(self, site: Site, instruction: Instruction) -> Update:
@@ -149,23 +151,9 @@ class StudyBench:
         """Score the incoming model on the held-out patients, into the site's own folder."""
         load_state(self._model, instruction.model)
         finished_rounds = instruction.round - 1 if instruction.train else instruction.round
-        scores = score(self._model, site.cohort, self._training_data(site).rows, self.study.task)
+        scores = score(self._model, self.participants(site), self._training_data(site).rows, self.study.task)
         scores.write(evaluation_path(site.folder, finished_rounds))
         return scores
-
-    def check_ledger(self, site: Site, receipt: str | None) -> None:
-        """Keep the receipt that came along; a bad one is ignored and logged. Raises RefusedError LEDGER_BEHIND after a rollback."""
-        book = self._book(site)
-        try:
-            if receipt is not None:
-                book.take_receipt(receipt)
-        except ProtocolError as error:
-            log_failure(site.home, RefusalCode.PROTOCOL_MISMATCH, ProtocolError(f"ignored: {error}"))
-        book.check_not_behind()
-
-    def ledger_head(self, site: Site) -> str:
-        """The signed head of the site's ledger as it is now."""
-        return self._book(site).signed_head()
 
     def measure(self, site: Site, instruction: Instruction, scores: SiteScores) -> CountArray | None:
         """The histogram with noise that the study plans for this model; None where it plans none. Charged to the held-out patients."""
@@ -175,11 +163,6 @@ class StudyBench:
         with measured.lock():
             measured.check()
             return measured.take(by_patient(scores, measured.plan.questions), self._bins.edges(self._model, measured.plan.bins))
-
-    def _book(self, site: Site) -> Ledger:
-        if site.folder not in self._books:
-            self._books[site.folder] = open_ledger(site.folder)
-        return self._books[site.folder]
 
     def _trainer(self, nominal_patients: int) -> Trainer:
         """The trainer for a nominal size; one at a time, because all share one model."""
@@ -211,22 +194,29 @@ class StudyBench:
         return plan_privacy(self.study.privacy, self.study.training.sampling_rate, self.study.total_steps, size)
 
     def _training_data(self, site: Site) -> TrainingData:
-        """The site's data for training, made once for each opened site."""
+        """The site's data for training, made once for each opened site, and again whenever somebody else is excluded."""
+        cohort = self.participants(site)
         known = self._data.get(site.folder)
-        if known is None or known[0] is not site:
-            known = self._data[site.folder] = (site, self._load_training_data(site))
+        if known is None or known[0] is not cohort:
+            known = self._data[site.folder] = (cohort, self._load_training_data(site, cohort))
         return known[1]
 
-    def _load_training_data(self, site: Site) -> TrainingData:
-        patients = site.cohort.patients_in(Split.TRAIN)
-        if site.nominal_patients < self.study.data.min_patients or not patients:  # the study chooses min_patients: never the true count
+    def _load_training_data(self, site: Site, participants: Cohort) -> TrainingData:
+        """Account and checks are those of the whole cohort; only whose rows are drawn depends on who is excluded."""
+        # the study chooses min_patients: never compared with the true count
+        if site.nominal_patients < self.study.data.min_patients or not len(site.cohort.rows_in(Split.TRAIN)):
             raise RefusedError(
                 RefusalCode.NOT_READY, f"nominal size {site.nominal_patients}, the study asks for {self.study.data.min_patients}"
             )
+        patients = participants.patients_in(Split.TRAIN)
+        if not patients and self._plan is None:
+            raise RefusedError(RefusalCode.NOT_READY, "every training patient is excluded, and without privacy there is nothing to send")
         account = self._book(site).register(site.patient_ids(), site.settings.delta)
         return TrainingData(site.name, account, site.cohort.dataset, patients, self._row_source(site))
 
     def _row_source(self, site: Site) -> RowSource:
+        if site.cohort.dataset.features is not None:
+            return FeatureRows(site.cohort.dataset.features, self._device)
         if self._model.feature_digest is None:
             return ImageRows(site.cohort.dataset, self.study.training.augmentation, self._device)
         return FeatureRows(open_features(site.cohort.dataset, self._model, site.cache), self._device)

@@ -48,9 +48,9 @@ def metrics_of(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Metrics:
 def binary_metrics(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Metrics:
     """Metrics of labels 0/1 [N] and probabilities of label 1 [N].
 
-    `f1`, `sensitivity` and `specificity` are at threshold .5 (a score of .5 counts as positive); `brier` is the mean squared error of
-    the probability (0…1); `calibration_error` is described at `expected_calibration_error`. auroc, auprc (average precision) and f1
-    need both classes. Raises ValueError for lengths, labels or scores that do not fit.
+    `f1`, `sensitivity`, `specificity` and `accuracy` are at threshold .5 (a score of .5 counts as positive); `brier` is the mean squared
+    error of the probability (0…1); `calibration_error` is described at `expected_calibration_error`. auroc, auprc (average precision)
+    and f1 need both classes. Raises ValueError for lengths, labels or scores that do not fit.
     """
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
@@ -63,6 +63,7 @@ def binary_metrics(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Metrics:
         "f1": float(f1_score(truth, predicted, zero_division=0.0)) if both else None,
         "sensitivity": _mean(predicted[truth == 1]),
         "specificity": _mean(1 - predicted[truth == 0]),
+        "accuracy": _mean(predicted == truth),
         "brier": _mean((score - truth) ** 2),
         "calibration_error": expected_calibration_error(truth, score),
     }

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records that cross the wire, and every check on them.
 
-Two instructions go out (`Instruction` to train, to evaluate, or both) and three replies come back (`Update`, `Evaluated`, `Refusal`).
+Two instructions go out (`Instruction` to train, to evaluate, or both) and four replies come back (`Update`, `Evaluated`, `Refusal`, and
+`Surveyed` where the study is a survey).
 Each is a frozen value that writes itself into a Flower RecordDict and reads itself from one. Reading checks everything before anything
 is used: version, names, types, shapes, float32, finite, size. A reply that does not fit raises ProtocolError with all problems; the
 server then drops that site for the round, it never stops the run. What rides on a message beside that: `common.riders`.
@@ -30,7 +31,9 @@ MAX_ARRAY_BYTES = 1 << 30
 FACTS = "wardround"
 MODEL = "model"
 COUNTS = "counts"
+TABLES = "tables"
 LARGEST_COUNT = 10**9
+LARGEST_TABLE_COUNT = 10**12
 
 FloatArray = npt.NDArray[np.float32]
 CountArray = npt.NDArray[np.int64]
@@ -121,6 +124,22 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Surveyed:
+    """Site to server: the tables of a survey by name, int64 counts with noise (`common.survey_plan`)."""
+
+    run_id: str
+    round: int
+    site: str
+    tables: Mapping[str, CountArray]
+
+    def to_records(self) -> RecordDict:
+        """Write the reply into Flower records."""
+        facts = _facts("surveyed", {"run_id": self.run_id, "round": self.round, "site": self.site})
+        tables = ArrayRecord({name: Array(counts) for name, counts in self.tables.items()})
+        return RecordDict({FACTS: facts, "metrics": MetricRecord({"num-examples": 1}), TABLES: tables})
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A "no" with a code. `site` may be empty when it is not known who refused."""
 
@@ -132,15 +151,22 @@ class Refusal:
         return RecordDict({FACTS: _facts("refusal", {"code": self.code.value, "site": self.site})})
 
 
-Reply = Update | Evaluated | Refusal
+Reply = Update | Evaluated | Surveyed | Refusal
 
 
 def read_reply(
-    records: RecordDict, *, run_id: str, round_number: int, shapes: Shapes, counts_shape: tuple[int, ...] | None = None
+    records: RecordDict,
+    *,
+    run_id: str,
+    round_number: int,
+    shapes: Shapes,
+    counts_shape: tuple[int, ...] | None = None,
+    tables: Shapes | None = None,
 ) -> Reply:
     """Read and check a reply to the instruction of `run_id` and `round_number`, whose model had `shapes`.
 
-    An evaluation brings a histogram of `counts_shape`, or none if that is None. Raises ProtocolError with every problem found.
+    An evaluation brings a histogram of `counts_shape`, or none if that is None; a survey, and only that, brings `tables` of these shapes.
+    Raises ProtocolError with every problem found.
     """
     kind = _Reader.kind_of(records)
     reader = _Reader(records, kind)
@@ -154,7 +180,9 @@ def read_reply(
         return Evaluated(run_id, round_number, reader.site(), reader.counts(counts_shape))
     if kind == "update":
         return Update(run_id, round_number, reader.site(), reader.arrays(shapes))
-    raise ProtocolError(f"reply: unknown kind {kind[:40]!r}; expected update, evaluated or refusal")
+    if kind == "surveyed":
+        return Surveyed(run_id, round_number, reader.site(), reader.tables(tables))
+    raise ProtocolError(f"reply: unknown kind {kind[:40]!r}; expected update, evaluated, surveyed or refusal")
 
 
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
@@ -248,10 +276,23 @@ class _Reader:
             raise ProtocolError(f"{self._kind}: {'no histogram was asked for' if shape is None else 'has no histogram of counts'}")
         if size_problems(record, MAX_ARRAY_BYTES):
             raise ProtocolError(f"{self._kind}: {size_problems(record, MAX_ARRAY_BYTES)[0]}")
-        counts = read_array(COUNTS, record[COUNTS])
+        return self._checked(COUNTS, record[COUNTS], shape, LARGEST_COUNT)
+
+    def tables(self, shapes: Shapes | None) -> dict[str, CountArray]:
+        """The tables of a survey, checked."""
+        record = record_of(self._records, TABLES, ArrayRecord)
+        if shapes is None or record is None:
+            raise ProtocolError(f"{self._kind}: {'no tables were asked for' if shapes is None else 'has no tables'}")
+        problems = name_problems(record, shapes) + size_problems(record, MAX_ARRAY_BYTES)
+        if problems:
+            raise ProtocolError(f"{self._kind}: " + "; ".join(problems))
+        return {name: self._checked(name, record[name], shape, LARGEST_TABLE_COUNT) for name, shape in shapes.items()}
+
+    def _checked(self, name: str, array: Array, shape: tuple[int, ...], largest: int) -> CountArray:
+        counts = read_array(name, array)
         if counts.dtype != np.int64 or counts.shape != shape:
-            raise ProtocolError(f"{self._kind}: counts are {counts.dtype} {counts.shape}, expected int64 {shape}")
+            raise ProtocolError(f"{self._kind}: {name} are {counts.dtype} {counts.shape}, expected int64 {shape}")
         checked = cast(CountArray, counts)
-        if checked.min() < -LARGEST_COUNT or checked.max() > LARGEST_COUNT:
-            raise ProtocolError(f"{self._kind}: a count lies outside ±{LARGEST_COUNT}")
+        if checked.min() < -largest or checked.max() > largest:
+            raise ProtocolError(f"{self._kind}: a count lies outside ±{largest} ({name})")
         return checked

@@ -12,26 +12,35 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-MODEL_NAMES = ("cnn", "scattering", "resnet18", "densenet121", "vgg16")
+from common.study_columns import TableColumn, feature_names
+from common.study_part import Part as Part
+from common.study_part import refuse as _refuse
+from common.study_survey import Survey
+
+MODEL_NAMES = ("cnn", "scattering", "resnet18", "densenet121", "vgg16", "mlp", "logistic")
+TABLE_MODELS = ("mlp", "logistic")
 MetricName = Literal["auroc", "auprc", "f1", "calibration"]
 METRIC_NAMES: tuple[MetricName, ...] = ("auroc", "auprc", "f1", "calibration")
 SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SHA256 = r"^[0-9a-f]{64}$"
 MOST_HELD_OUT = 0.9
-
-
-class Part(BaseModel):
-    """A part of a study: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _refuse(problems: list[str]) -> None:
-    """Raise one ValueError for all problems, a line each: `key: what is wrong; remedy`."""
-    if problems:
-        raise ValueError("\n".join(problems))
+CLASSIFICATION = "classification"
+ADDED_FIELDS = (
+    "data.kind",
+    "data.label_column",
+    "data.label_groups",
+    "data.columns",
+    "data.column_names",
+    "data.split_column",
+    "data.separator",
+    "model.hidden_units",
+    "purpose",
+    "survey",
+)
+"""Fields that came after the first release. While such a field has its default it is not in the canonical JSON, so older studies keep their
+ids."""
 
 
 class Phantom(Part):
@@ -44,9 +53,12 @@ class Phantom(Part):
 class Data(Part):
     """What the images are, not where they lie: a site knows its own path."""
 
-    source: Literal["phantom", "npz", "medmnist", "folder"] = Field(
-        "phantom", description="Reader of the data: the built-in phantom, any npz, the MedMNIST layout, or one folder per class."
+    source: Literal["phantom", "npz", "medmnist", "folder", "cohort", "csv"] = Field(
+        "phantom",
+        description="Reader of the data: the built-in phantom, any npz, the MedMNIST layout, one folder per class, a cohort that "
+        "`wardround-client cohort build` made, or tables in CSV files.",
     )
+    kind: Literal["image", "tabular"] = Field("image", description="What a row of the data is: an image, or a line of a table.")
     image_size: int = Field(
         32, ge=16, le=1024, description="Height and width in pixels that the model sees; larger images are averaged down."
     )
@@ -57,6 +69,20 @@ class Data(Part):
     image_key: str = Field("images", description="npz: name of the array of images.")
     label_key: str = Field("labels", description="npz: name of the array of labels.")
     patient_key: str = Field("patient_id", description="npz: name of the array of patient ids.")
+    label_column: str = Field("label", max_length=200, description="cohort, csv: name of the column that holds the label.")
+    label_groups: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="In place of label_values where several numbers mean one class: a list of numbers for each of labels."
+    )
+    columns: dict[str, TableColumn] = Field(
+        default_factory=dict, max_length=1000, description="tabular: the columns that the model sees, by name. Needs kind: tabular."
+    )
+    column_names: tuple[str, ...] = Field((), description="csv: names of the columns of a file that has no line of names, in order.")
+    split_column: str | None = Field(
+        None,
+        max_length=200,
+        description="csv: column of an official split (train, validation, test); without it patients are split by keyed hash.",
+    )
+    separator: Literal["comma", "semicolon", "tab"] = Field("comma", description="csv: what stands between two values.")
     one_image_one_patient: bool = Field(
         False, description="Declares that every image is a patient of its own. Say so only when it is true: privacy is counted by it."
     )
@@ -75,6 +101,7 @@ class Data(Part):
             problems.append("labels: a name stands twice; give each class a name of its own")
         if values is not None and not len(set(values)) == len(values) == count:
             problems.append(f"label_values: needs {count} different numbers, one for each of labels")
+        problems += self._group_problems() + self._table_problems()
         held_out = self.test_fraction + self.validation_fraction
         if held_out > MOST_HELD_OUT + 1e-9:
             problems.append(
@@ -83,6 +110,41 @@ class Data(Part):
             )
         _refuse(problems)
         return self
+
+    def _group_problems(self) -> list[str]:
+        """What is wrong with the groups of label numbers."""
+        groups = self.label_groups
+        if groups is None:
+            return []
+        problems = [] if self.label_values is None else ["label_groups: takes the place of label_values; remove one of the two"]
+        numbers = [number for group in groups for number in group]
+        if len(groups) != len(self.labels) or not all(groups) or len(set(numbers)) < len(numbers):
+            problems.append(f"label_groups: needs {len(self.labels)} lists of numbers, one for each of labels, and each number once")
+        return problems
+
+    def _table_problems(self) -> list[str]:
+        """What does not fit together in the fields of a table."""
+        tabular, problems = self.kind == "tabular", []
+        if tabular and self.source not in ("csv", "cohort"):
+            problems.append(f"kind: a table is read by source csv or cohort, not {self.source}; change one of the two")
+        if not tabular and self.source == "csv":
+            problems.append("kind: source csv reads tables; write kind: tabular")
+        if tabular != bool(self.columns):
+            problems.append("columns: name the columns of a study of kind tabular, and only there")
+        if self.source != "csv" and (self.column_names or self.split_column or self.separator != "comma"):
+            problems.append("column_names, split_column, separator: belong to source csv; remove them")
+        if len(set(self.column_names)) < len(self.column_names):
+            problems.append("column_names: a name stands twice; give each column a name of its own")
+        special = {self.label_column: "label_column", self.patient_key: "patient_key", self.split_column: "split_column"}
+        problems += [
+            f"columns: {name} is {use}, which the model must not see; remove it" for name, use in special.items() if name in self.columns
+        ]
+        return problems
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features that the model of a tabular study gets, in order; none for images."""
+        return feature_names(self.columns)
 
 
 class ExternalFile(Part):
@@ -95,8 +157,13 @@ class ExternalFile(Part):
 class Model(Part):
     """The network."""
 
-    name: Literal["cnn", "scattering", "resnet18", "densenet121", "vgg16"] = Field(
-        "cnn", description="Architecture: `cnn` (small, any size), `scattering` (fixed wavelets and a linear head), or a torchvision one."
+    name: Literal["cnn", "scattering", "resnet18", "densenet121", "vgg16", "mlp", "logistic"] = Field(
+        "cnn",
+        description="Architecture: `cnn` (small, any size), `scattering` (fixed wavelets and a linear head), or a torchvision one; for "
+        "tables `logistic` (one linear layer) or `mlp`.",
+    )
+    hidden_units: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (16,), min_length=1, max_length=8, description="mlp: units of each hidden layer."
     )
     pretrained: ExternalFile | None = Field(None, description="Weights to start from (safetensors).")
     freeze: Literal["none", "backbone"] = Field("none", description="`backbone` trains the last layer only.")
@@ -106,7 +173,7 @@ class Model(Part):
         problems = []
         if self.freeze == "backbone" and self.pretrained is None:
             problems.append("freeze: without pretrained weights a random backbone would be frozen; add pretrained or remove freeze")
-        if self.name in ("cnn", "scattering") and self.pretrained is not None:
+        if self.name in ("cnn", "scattering", *TABLE_MODELS) and self.pretrained is not None:
             problems.append(f"pretrained: {self.name} has no pretrained weights; remove it or take resnet18, densenet121 or vgg16")
         _refuse(problems)
         return self
@@ -273,20 +340,41 @@ class Study(Part):
 
     name: str = Field(pattern=SLUG, description="Short name: small letters, digits and hyphens.")
     description: str = Field("", max_length=2000, description="What the study is for, in a sentence.")
-    task: Literal["binary", "multiclass"] = Field("binary", description="One finding (two labels) or one of several classes.")
+    task: Literal["binary", "multiclass"] = Field(
+        "binary",
+        description="One finding (two labels) or one of several classes. `classification` is short for the one that fits the labels.",
+        json_schema_extra={"enum": ["binary", "multiclass", CLASSIFICATION]},
+    )
     data: Data = Field(default_factory=Data, description="The images and labels.")
     model: Model = Field(default_factory=Model, description="The network.")
     training: Training = Field(default_factory=Training, description="Local training.")
     federation: Federation = Field(default_factory=Federation, description="Rounds and aggregation.")
     privacy: Privacy = Field(description="Protection of the patients: ε, δ and clipping norm, or `none`. Has no default.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Metrics.")
+    survey: Annotated[Survey | None, BeforeValidator(_none_if_written_out)] = Field(
+        None, description="What `wardround-server survey` asks the sites about their patients before anyone trains, or `none`."
+    )
+    purpose: Literal["training", "survey"] = Field(
+        "training",
+        description="Leave it out. `wardround-server survey` makes the survey of a study, which is a study of its own and trains nothing.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of initial weights and of splits in a simulation. Never of noise or of patient sampling."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_task(cls, content: Any) -> Any:
+        """`task: classification` is binary or multiclass, by the number of labels, before anything else looks at the study."""
+        if not isinstance(content, dict) or content.get("task") != CLASSIFICATION:
+            return content
+        data = content.get("data")
+        labels = data.get("labels") if isinstance(data, dict) else None
+        return content | {"task": "multiclass" if isinstance(labels, list | tuple) and len(labels) > 2 else "binary"}
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Study:
-        problems = []
+        problems = self._kind_problems() + self._survey_problems()
         if self.task == "binary" and len(self.data.labels) != 2:
             problems.append(f"data.labels: a binary task has two labels, not {len(self.data.labels)}; use task: multiclass")
         if self.training.augmentation.is_active and self.has_stored_features:
@@ -298,6 +386,23 @@ class Study(Part):
         problems += self._evaluation_problems()
         _refuse(problems)
         return self
+
+    def _kind_problems(self) -> list[str]:
+        """Images and tables have models of their own, and only images can be augmented."""
+        tabular = self.data.kind == "tabular"
+        problems = []
+        if tabular != (self.model.name in TABLE_MODELS):
+            fitting = [name for name in MODEL_NAMES if (name in TABLE_MODELS) == tabular]
+            problems.append(f"model.name: {self.model.name} does not take data of kind {self.data.kind}; take {' or '.join(fitting)}")
+        if tabular and self.training.augmentation.is_active:
+            problems.append("training.augmentation: changes images, and a table has none; remove it")
+        return problems
+
+    def _survey_problems(self) -> list[str]:
+        """A survey releases its tables, with privacy, and nothing else."""
+        if self.purpose == "survey" and (self.survey is None or not self.is_private or self.evaluation.private is not None):
+            return ["purpose: a survey has tables, privacy and no evaluation; leave purpose out, `wardround-server survey` sets it"]
+        return []
 
     def _evaluation_problems(self) -> list[str]:
         """Measuring often is refused where each measurement would drown in its noise."""
@@ -322,8 +427,11 @@ class Study(Part):
 
     @property
     def canonical_json(self) -> str:
-        """The study as one line of JSON: keys sorted, no spaces, every default written out."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        """The study as one line of JSON: keys sorted, no spaces, every default written out but those of `ADDED_FIELDS`."""
+        content = self.model_dump(mode="json")
+        for dotted in ADDED_FIELDS:
+            _leave_out_default(self, content, dotted.split("."))
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
     @property
     def id(self) -> str:
@@ -365,3 +473,11 @@ class Study(Part):
                 target = target[key]
             target[last] = value
         return Study.model_validate(content)
+
+
+def _leave_out_default(part: BaseModel, content: dict[str, Any], keys: list[str]) -> None:
+    """Take the field named by `keys` out of `content`, the dump of `part`, if it has its default."""
+    for key in keys[:-1]:
+        part, content = getattr(part, key), content[key]
+    if getattr(part, keys[-1]) == type(part).model_fields[keys[-1]].get_default(call_default_factory=True):
+        del content[keys[-1]]

@@ -16,13 +16,15 @@ from common.study import Study
 Schema = dict[str, Any]
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TYPE_WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
-_PLURAL_WORDS = {"integer": "whole numbers", "number": "numbers", "string": "text"}
+_PLURAL_WORDS = {"integer": "whole numbers", "number": "numbers", "string": "text", "array": "lists"}
 _LIMIT_WORDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
     "maximum": "at most {}",
     "exclusiveMaximum": "below {}",
     "minItems": "at least {} entries",
+    "maxItems": "at most {} entries",
+    "maxProperties": "at most {} entries",
     "maxLength": "at most {} characters",
 }
 

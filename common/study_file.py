@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from common.study_fields import StudyField, study_fields
 from common.study_yaml import Document, KeyPath, Problem, dotted, read_yaml
 
 MAX_STUDY_BYTES = 1_000_000
+_COLUMNS = "data.columns."
 _PATTERN_WORDS = {SLUG: "small letters, digits and hyphens, such as my-study", SHA256: "64 hexadecimal digits"}
 Model = TypeVar("Model", bound=BaseModel)
 _KEYED_TEXT = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): (.*)$")
@@ -39,10 +41,20 @@ def parse_study(text: str, name: str) -> Study:
     if not isinstance(document.value, dict):
         document.problems = document.problems or [Problem(1, "", "is not a study; write at least the keys name and privacy")]
     else:
-        study = validated(document, Study, study_fields)
+        study = validated(document, Study, partial(_fields, document))
     if study is None or document.problems:
         raise StudyError(problem_lines(name, document))
     return study
+
+
+def _fields(document: Document) -> dict[str, StudyField]:
+    """The keys of a study in words; those of a table's column stand under each column's own name."""
+    fields, data = study_fields(), document.value.get("data")
+    columns = data.get("columns") if isinstance(data, dict) else None
+    inner = {key.removeprefix(_COLUMNS): field for key, field in fields.items() if key.startswith(_COLUMNS)}
+    for name in columns if isinstance(columns, dict) else ():
+        fields |= {f"{_COLUMNS}{name}.{key}": field for key, field in inner.items()}
+    return fields
 
 
 def _read_text(path: Path) -> str:

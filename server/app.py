@@ -34,6 +34,7 @@ from server.run_file import RUN_FILE, RunFile
 from server.run_story import its_end_told
 from server.runs import RunStore
 from server.statements import Statements
+from server.surveys.loop import SurveyLoop
 
 __all__ = ["HOME_VARIABLE", "STUDY_KEY", "RunFile", "app", "create_app", "run_study"]
 
@@ -105,6 +106,10 @@ def run_signed(grid: Grid, study_text: str, signature: str, flower_run_id: int) 
 
 def _run(grid: Grid, study: Study, run: RunFile, around: Surroundings) -> None:
     with closing(EventLog(around.folder / "events.jsonl", (tell_events(run.run_id),))) as events:
+        if study.purpose == "survey":
+            with its_end_told(events):
+                _survey_loop(grid, study, run, around, events).run()
+            return
         loop = RoundLoop(
             grid=grid,
             study=study,
@@ -121,6 +126,23 @@ def _run(grid: Grid, study: Study, run: RunFile, around: Surroundings) -> None:
         )
         with its_end_told(events):
             loop.run(lambda: around.initial_model(study))
+
+
+def _survey_loop(grid: Grid, study: Study, run: RunFile, around: Surroundings, events: EventLog) -> SurveyLoop:
+    return SurveyLoop(
+        grid=grid,
+        study=study,
+        run_id=run.run_id,
+        sites=around.sites,
+        folder=around.folder,
+        store=RunStore(around.folder / "rounds.sqlite"),
+        events=events,
+        receipts=Receipts(around.receipts),
+        min_sites=run.min_sites,
+        pick=around.pick,
+        statements=around.statements,
+        roster=around.roster,
+    )
 
 
 app = create_app(home_from_environment)

@@ -14,7 +14,7 @@ import typer
 
 from common.command_line import run_app
 from common.errors import EXIT_CODE_HELP
-from server.commands import backup, enrolment, running, supervising
+from server.commands import backup, enrolment, running, supervising, surveying
 
 NAME = "wardround-server"
 _EXIT_CODES = "Exit codes: " + " · ".join(f"{code.value} {text}" for code, text in EXIT_CODE_HELP.items())
@@ -30,6 +30,7 @@ app = typer.Typer(
 enrolment.register(app)
 supervising.register(app)
 running.register(app)
+surveying.register(app)
 backup.register(app)
 
 

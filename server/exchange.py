@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from common.errors import FederationError
 from common.flower_compat.grids import NodeInfo
-from common.protocol import Instruction
+from common.protocol import Instruction, Shapes
 from server.receipts import Receipts
 from server.replies import Answer, Asked, Node, has_no_heartbeat
 from server.statements import Statements
@@ -86,15 +86,17 @@ def exchange(
     receipts: Receipts | None = None,
     statements: Statements | None = None,
     watch: Watch | None = None,
+    tables: Shapes | None = None,
 ) -> Iterator[Answer]:
     """Send the instruction to all nodes and yield exactly one answer for each, in the order of arrival.
 
-    `counts_shape` is that of the histogram that an evaluation has to bring, None for none. `receipts` gives each site the receipt for its
+    `counts_shape` is that of the histogram that an evaluation has to bring, None for none; `tables` are those of a survey.
+    `receipts` gives each site the receipt for its
     ledger, and notes the ledger's new head from each good reply. With `statements` a reply counts only with the site's own signature.
     One reply is in memory at a time, if whoever reads the answers lets go of each before the next.
     """
     expected = statements.expected(instruction) if statements else None
-    asked = Asked(instruction, time.monotonic(), counts_shape, receipts, statements, expected)
+    asked = Asked(instruction, time.monotonic(), counts_shape, receipts, statements, expected, tables)
     post = _Post(grid, asked, timeout_seconds, watch or Watch())
     post.send(nodes)
     while post.is_waiting:

@@ -18,7 +18,12 @@ INITIAL_FILE = "initial.safetensors"
 
 
 def initial_model(study: Study) -> dict[str, FloatArray]:
-    """The tensors that training starts from; the same study gives the same numbers. Raises InputError when the model cannot be built."""
+    """The tensors that training starts from; the same study gives the same numbers; a survey has none.
+
+    Raises InputError when the model cannot be built.
+    """
+    if study.purpose == "survey":
+        return {}
     return dict(load(run_in_child("server.initial:build", study.canonical_json.encode())))
 
 

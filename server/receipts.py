@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Receipts for the sites: the newest ledger head of each, which it gets back signed with its own next instruction.
 
+A hospital's head is made durable with each of its replies, before the round goes on; a simulation's at the end of the round.
+
 The coordinator does not read a head. The receipt protects the site's patients: a site whose ledger was restored from an old copy learns
 from it that rows are missing, and refuses to train until they are charged again.
 """

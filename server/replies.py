@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from common.errors import ProtocolError
-from common.protocol import Instruction, Refusal, RefusalCode, Reply, read_reply, shapes_of
+from common.protocol import Instruction, Refusal, RefusalCode, Reply, Shapes, read_reply, shapes_of
 from server.egress_receipts import Expected
 from server.receipts import Receipts
 from server.statements import Statements, Witnessed
@@ -61,7 +61,8 @@ class Answer:
 class Asked:
     """An instruction that is out, and what is done with each reply to it; `expected` is what statements about them have to be about.
 
-    `started` in monotonic seconds; `counts_shape` is that of the histogram that an evaluation has to bring, None for none.
+    `started` in monotonic seconds; `counts_shape` is that of the histogram that an evaluation has to bring, None for none; `tables` are
+    those that a survey has to bring.
     """
 
     instruction: Instruction
@@ -70,6 +71,7 @@ class Asked:
     receipts: Receipts | None
     statements: Statements | None
     expected: Expected | None
+    tables: Shapes | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -77,17 +79,44 @@ class Asked:
         return sum(array.nbytes for array in self.instruction.model.values())
 
     def answer(self, node: Node, reply: Message) -> Answer:
-        """Check one reply, and its statement where there has to be one; note the head of the ledger that came with a good one."""
+        """Check one reply, and its statement where there has to be one; note the head of the ledger that came with a good one.
+
+        Raises StorageError when a hospital's statement or head cannot be kept; the site sends the same reply again when it is asked again.
+        """
         seconds = time.monotonic() - self.started
         if reply.has_error():
             return replace(_error(node, reply, seconds), bytes_down=self.size_bytes)
-        answer = _check(node, reply.content, self.instruction, seconds, self.counts_shape)
+        answer = self._check(node, reply.content, seconds)
         answer = replace(answer, bytes_down=self.size_bytes, bytes_up=_bytes_of(reply.content))
         if self.statements is not None and self.expected is not None:
             answer = _witnessed(answer, self.statements, node.site, reply.content, self.expected)
         if self.receipts is not None and not isinstance(answer.reply, Refusal):
             self.receipts.take(node.site, reply.content)
+            if self.statements is not None:  # a real hospital: its head must last, even if this server dies before the round's end
+                self.receipts.save()
         return answer
+
+    def _check(self, node: Node, records: RecordDict, seconds: float) -> Answer:
+        def invalid(reason: str) -> Answer:
+            return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, reason)
+
+        asked = self.instruction
+        try:
+            reply = read_reply(
+                records,
+                run_id=asked.run_id,
+                round_number=asked.round,
+                shapes=shapes_of(asked.model),
+                counts_shape=self.counts_shape,
+                tables=self.tables,
+            )
+        except ProtocolError as error:
+            return invalid(str(error))
+        if node.named and reply.site not in ("", node.site):
+            return invalid(f"it calls itself {reply.site}")
+        if not isinstance(reply, Refusal) and (problem := _metrics_problem(records)):
+            return invalid(problem)
+        return Answer(reply.site or node.site, reply, seconds)
 
     def silence(self, node: Node, reason: str) -> Answer:
         """The answer of a site that gave none."""
@@ -123,27 +152,6 @@ def _bytes_of(records: RecordDict) -> int:
     """Bytes of the tensors in a reply."""
     tensors = [record for record in records.values() if isinstance(record, ArrayRecord)]
     return sum(len(array.data) for record in tensors for array in record.values())
-
-
-def _check(node: Node, records: RecordDict, instruction: Instruction, seconds: float, counts_shape: tuple[int, ...] | None) -> Answer:
-    def invalid(reason: str) -> Answer:
-        return Answer(node.site, Refusal(RefusalCode.REPLY_INVALID, node.site), seconds, reason)
-
-    try:
-        reply = read_reply(
-            records,
-            run_id=instruction.run_id,
-            round_number=instruction.round,
-            shapes=shapes_of(instruction.model),
-            counts_shape=counts_shape,
-        )
-    except ProtocolError as error:
-        return invalid(str(error))
-    if node.named and reply.site not in ("", node.site):
-        return invalid(f"it calls itself {reply.site}")
-    if not isinstance(reply, Refusal) and (problem := _metrics_problem(records)):
-        return invalid(problem)
-    return Answer(reply.site or node.site, reply, seconds)
 
 
 def _metrics_problem(records: RecordDict) -> str | None:

@@ -109,9 +109,10 @@ class RoundLoop:
 
     def _nodes(self, expected: int, patience_seconds: float | None = None) -> list[Node]:
         """Who takes part: at the start every site is waited for, later those that are there, if they are enough."""
-        remaining = self.sites - len(self._suspended)
+        remaining = self.sites - len(self._suspended.keys() | self._without_weight)
         if remaining < self._fewest and remaining < self.sites:
-            raise FederationError(f"{remaining} sites remain, the study needs {self._fewest}{self._suspension()}")
+            left_out = "".join(f"; federation.weights leaves out {site}" for site in sorted(self._without_weight))
+            raise FederationError(f"{remaining} sites remain, the study needs {self._fewest}{left_out}{self._suspension()}")
         timeout_seconds = self.study.federation.round_timeout_seconds
         try:
             return wait_for_nodes(self.grid, min(expected, remaining), self._fewest, timeout_seconds, self._pick, patience_seconds)
@@ -119,9 +120,19 @@ class RoundLoop:
             raise FederationError(f"{error}{self._suspension()}") from error
 
     def _pick(self, online: Iterable[NodeInfo]) -> list[Node]:
-        """Who may get a message: not a suspended site, until it is pardoned."""
+        """Who may get a message: not a suspended site, until it is pardoned, and none whose update the study gives no weight."""
         suspended = self.store.suspended(self.run_id)
-        return [node for node in self.pick(online) if node.site not in suspended]
+        return [node for node in self.pick(online) if node.site not in suspended and (self._has_weight(node.site) or not node.named)]
+
+    def _has_weight(self, site: str) -> bool:
+        """Whether `federation.weights` gives a site a weight."""
+        weights = self.study.federation.weights
+        return weights == "equal" or site in weights
+
+    @property
+    def _without_weight(self) -> set[str]:
+        """Sites of the run that could take part, and that the study leaves out: they would train, and spend, for nothing."""
+        return {site for site, reason in self.roster().items() if not reason and not self._has_weight(site)}
 
     @property
     def _suspended(self) -> dict[str, list[str]]:
@@ -161,7 +172,8 @@ class RoundLoop:
             return
         for site, reason in self.roster().items():
             if site not in present:
-                verdict = aggregation.note_absent(site, reason or "no heartbeat: not connected when the round began")
+                unasked = "federation.weights gives it no weight, so it is not asked" if not self._has_weight(site) else ""
+                verdict = aggregation.note_absent(site, unasked or reason or "no heartbeat: not connected when the round began")
                 self.events.emit("site_refused", round=round_number, site=site, code=verdict.outcome, reason=verdict.reason)
 
     def _hear(self, answer: Answer, verdict: Verdict, round_number: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,11 +126,15 @@ def events_of(home: ServerHome, run_id: str) -> Path:
 
 @contextmanager
 def its_end_told(events: EventLog) -> Iterator[None]:
-    """The work of a run's server: its end is told if that is a decision. A process that is killed, or loses the SuperLink, tells none."""
+    """The work of a run's server: its end is told if that is a decision. A process that is killed, or loses the SuperLink, tells none.
+
+    Nor does one whose disk is full: the run then goes on by itself once there is space. What is raised is what went wrong first.
+    """
     try:
         yield
     except WardroundError as error:
-        events.emit(RUN_ENDED, how=FAILED, reason=str(error))
+        with suppress(StorageError):
+            events.emit(RUN_ENDED, how=FAILED, reason=str(error))
         raise
     events.emit(RUN_ENDED, how=FINISHED, reason="")
 

@@ -22,7 +22,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -153,11 +153,13 @@ class Supervisor:
         (self._home.folder / UP_FILE).unlink(missing_ok=True)
 
     def _write(self, children: list[Child]) -> None:
+        """Say in `up.json` how things are. Where it cannot be written (disk full) the children are looked after all the same."""
         facts = {child.spec.name: child.facts for child in children}
         text = json.dumps([self._state, facts])
         if text != self._written:
-            UpFile(os.getpid(), self._state, self._started, self._home.settings.url, facts).write(self._home.folder / UP_FILE)
-            self._written = text
+            with suppress(StorageError):
+                UpFile(os.getpid(), self._state, self._started, self._home.settings.url, facts).write(self._home.folder / UP_FILE)
+                self._written = text
 
 
 def is_healthy(home: ServerHome) -> bool:

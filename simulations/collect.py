@@ -56,7 +56,7 @@ def collect(prepared: Prepared) -> RunResult:
         curve=[_point(prepared, history, number) for number in range(1, study.federation.rounds + 1)],
         measured=measurements(prepared),
         trivial=trivial_baselines(prepared.dataset, _whole_split(prepared)),
-        examples=_examples(prepared, federated.test),
+        examples=_examples(prepared, federated.test) if prepared.dataset.features is None else [],
         data_digest=prepared.dataset.digest,
         notes=_notes(prepared),
     )

@@ -35,8 +35,7 @@ def describe(dataset: Dataset, split: ByteArray | None = None) -> dict[str, Any]
         "synthetic": dataset.synthetic,
         "patients": len(dataset.patient_ids),
         "images": len(dataset),
-        "image_size": list(dataset.images.shape[2:]),
-        "channels": dataset.images.shape[1],
+        **_shape(dataset),
         "images_per_patient": _images_per_patient(dataset),
         "classes": _classes(dataset, every),
         "splits": None if split is None else {part.name.lower(): _part(dataset, np.flatnonzero(split == part)) for part in Split},
@@ -45,6 +44,13 @@ def describe(dataset: Dataset, split: ByteArray | None = None) -> dict[str, Any]
         "remarks": list(dataset.remarks),
         "digest": dataset.digest,
     }
+
+
+def _shape(dataset: Dataset) -> dict[str, Any]:
+    """Size and channels of the images, or the number of features of a table."""
+    if dataset.features is not None:
+        return {"features": dataset.features.shape[1]}
+    return {"image_size": list(dataset.images.shape[2:]), "channels": dataset.images.shape[1]}
 
 
 def _part(dataset: Dataset, rows: IntArray) -> dict[str, Any]:
@@ -105,6 +111,7 @@ def write_page(dataset: Dataset, path: Path, title: str = "Data set", split: Byt
     examples = {
         name: [{"png": thumbnail(dataset.images[row]), "row": int(row)} for row in example_rows(dataset, number)]
         for number, name in enumerate(dataset.label_names)
+        if dataset.features is None
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     write_atomic(path, environment.from_string(template).render(title=title, facts=describe(dataset, split), examples=examples))

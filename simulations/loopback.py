@@ -2,7 +2,8 @@
 """A coordinator and hospitals on this machine, through the real commands, each in a process of its own.
 
 Nothing here is a shortcut: keys, invitations, twelve words, approvals and daemons are those of a real federation; only the network is
-loopback. The demo, the end-to-end tests and the benchmark all stand on this. A folder holds
+loopback. The demo, the end-to-end tests and the benchmark all stand on this. However this process ends, none of the others is left. A
+folder holds
 
 coordinator/              the coordinator's folder
 hospitals/<name>/         one hospital's folder
@@ -17,8 +18,9 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -27,7 +29,7 @@ import httpx
 
 from common.crypto.private_files import replace_private
 from common.files import write_atomic
-from simulations.processes import Background, CommandFailed, Finished, command_line, free_ports, run, wait_until
+from simulations.processes import Background, CommandFailed, Finished, Leash, free_ports, leashed_command_line, run, wait_until
 
 SERVER, CLIENT = "wardround-server", "wardround-client"
 COHORT = "chest"
@@ -56,6 +58,11 @@ class Loopback:
     metrics: dict[str, str] = field(default_factory=dict)
     """Where each process serves its figures, by the name of the hospital or `coordinator`."""
     starts: list[Background] = field(default_factory=list)
+
+    @cached_property
+    def leash(self) -> Leash:
+        """What every process in the background hangs on."""
+        return Leash()
 
     @property
     def coordinator(self) -> Path:
@@ -98,8 +105,8 @@ class Loopback:
 
     def up(self) -> None:
         """Start the server and wait until its gateway answers."""
-        command = command_line(SERVER, "up", "--home", self.coordinator)
-        self.server = Background(command, self.folder / "output" / "coordinator.log")
+        command = leashed_command_line(SERVER, "up", "--home", self.coordinator)
+        self.server = Background(command, self.folder / "output" / "coordinator.log", leash=self.leash)
         wait_until(self.is_up, "starting the server", START_SECONDS, self.server)
 
     def is_up(self) -> bool:
@@ -155,11 +162,11 @@ class Loopback:
         self.metrics[name] = f"127.0.0.1:{free_ports(1)[0]}"
         return self.metrics[name]
 
-    def start_site(self, hospital: Hospital, words: str | None = None) -> None:
-        """Start a hospital's daemon; the first start takes the words that the coordinator read out."""
+    def start_site(self, hospital: Hospital, words: str | None = None, changes: Mapping[str, str] | None = None) -> None:
+        """Start a hospital's daemon; the first start takes the words that the coordinator read out. `changes` go into its environment."""
         code = ("--code", words) if words is not None else ()
-        command = command_line(CLIENT, "start", "--home", hospital.home, *code)
-        self.sites[hospital.name] = Background(command, self.folder / "output" / f"{hospital.name}.log")
+        command = leashed_command_line(CLIENT, "start", "--home", hospital.home, *code)
+        self.sites[hospital.name] = Background(command, self.folder / "output" / f"{hospital.name}.log", changes, leash=self.leash)
 
     def stop_site(self, name: str) -> int:
         """Stop a hospital's daemon."""
@@ -172,7 +179,7 @@ class Loopback:
     def on_server_in_background(self, *arguments: str | Path) -> Background:
         """`wardround-server …`, stopped at the latest with everything else."""
         log = self.folder / "output" / f"start-{len(self.starts) + 1}.log"
-        self.starts.append(Background(command_line(SERVER, *arguments, "--home", self.coordinator), log))
+        self.starts.append(Background(leashed_command_line(SERVER, *arguments, "--home", self.coordinator), log, leash=self.leash))
         return self.starts[-1]
 
     def studies(self, hospital: Hospital) -> list[dict[str, Any]]:

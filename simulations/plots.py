@@ -184,7 +184,7 @@ def reliability(models: Sequence[Judged], alt: str) -> str:
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylabel("observed share")
-        below.set_ylabel("images")
+        below.set_ylabel("count")
         below.locator_params(axis="y", nbins=2)
         below.set_xlabel("promised probability")
         return _svg(figure, alt, "reliability")
@@ -212,7 +212,7 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.locator_params(axis="x", nbins=6)
-    axes.set_xlabel("AUROC on held-out images (right is better)")
+    axes.set_xlabel("AUROC on held-out patients (right is better)")
 
 
 def thin(points: Points) -> Points:

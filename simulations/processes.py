@@ -2,7 +2,8 @@
 """The real commands as processes on this machine: run one to its end, or keep one in the background and stop it by its id.
 
 A background process gets a session of its own, so Ctrl-C in a terminal reaches only the one who started it, who then stops the others in
-order. Its output goes to a file, never into a pipe that nobody reads.
+order. Its output goes to a file, never into a pipe that nobody reads. One on a leash stops by itself when whoever started it is gone, even
+by `kill -9`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import WardroundError
+from server import leashed
 
 MODULES = {"wardround-server": "server.cli", "wardround-client": "client.cli"}
 POLL_SECONDS = 0.05
@@ -46,6 +49,11 @@ class Finished:
 def command_line(program: str, *arguments: str | Path) -> list[str]:
     """How to start `wardround-server` or `wardround-client` with this Python, also where its script is not on the path."""
     return [sys.executable, "-m", MODULES[program], *map(str, arguments)]
+
+
+def leashed_command_line(program: str, *arguments: str | Path) -> list[str]:
+    """The same for a process that stops when its standard input ends; `Leash` gives it one."""
+    return leashed.command(MODULES[program], [str(argument) for argument in arguments])
 
 
 def run(program: str, *arguments: str | Path, expect: int | None = 0, timeout_seconds: float = 120.0, answer: str = "") -> Finished:
@@ -77,17 +85,38 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return own | {"NO_PROXY": loopback, "no_proxy": loopback, "PYTHONUNBUFFERED": "1"} | dict(changes or {})
 
 
-class Background:
-    """A process in a session of its own; its output is in `log`, appended."""
+class Leash:
+    """A pipe whose far end (`end`, a file descriptor) is the standard input of processes; it closes with this object, or this process."""
 
-    def __init__(self, command: list[str], log: Path, changes: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
+    def __init__(self) -> None:
+        self.end, held = os.pipe()
+        self.let_go = weakref.finalize(self, _close, self.end, held)
+        """Close it: who hangs on it stops."""
+
+
+def _close(*handles: int) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
+class Background:
+    """A process in a session of its own; its output is in `log`, appended. With a `leash`, `command` is a `leashed_command_line`."""
+
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        changes: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        leash: Leash | None = None,
+    ) -> None:
         self.command = command
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if leash is None else leash.end,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(changes),

@@ -20,7 +20,7 @@ from simulations.comparison import write_comparison
 from simulations.pages import DASH, number, write_page, yaml_text
 from simulations.results import Example, ModelResult, RunResult, Scores
 from simulations.tables import Column, best_alone, headline, metric_rows, shortcut_remarks, site_rows, split_count, worst_epsilon
-from simulations.trivial import BORDER, COARSE
+from simulations.trivial import BORDER, COARSE, ONE_FEATURE
 
 __all__ = ["write_comparison", "write_report"]
 
@@ -32,6 +32,7 @@ MAX_EXAMPLE_CHARACTERS = 400_000
 TRIVIAL_READING = {
     COARSE: "A logistic regression on 64 grey squares.",
     BORDER: "A logistic regression on the frame, one sixteenth of the image wide; what lies inside is left out.",
+    ONE_FEATURE: "The one feature of the table that tells the training rows apart best, read as it is.",
 }
 
 
@@ -66,7 +67,7 @@ def figures(result: RunResult, columns: Sequence[Column]) -> dict[str, str]:
         "reliability": plots.reliability(judged, "Observed share of cases against promised probability, for each model."),
     }
     if marks:
-        drawn["glance"] = plots.glance(marks, f"AUROC on held-out images: {words}.")
+        drawn["glance"] = plots.glance(marks, f"AUROC on held-out patients: {words}.")
     return drawn | _curve_figures(result, columns)
 
 
@@ -78,6 +79,7 @@ def _numbers(result: RunResult, columns: Sequence[Column], study: Study) -> dict
         "unmeasured": any(value is None and columns[index].metrics for row in rows for index, value in enumerate(row.values)),
         "remarks": shortcut_remarks(result),
         "held_out_images": len(test.labels),
+        "unit": "row" if study.data.kind == "tabular" else "image",
         "held_out_patients": len(set(test.patients)),
         "case_share": _case_share(test),
         "trivial_reading": TRIVIAL_READING,

@@ -34,7 +34,7 @@ class Scores(Result):
 class ModelResult(Result):
     """One trained model (federated, pooled, or one site alone) on the held-out patients of all sites together.
 
-    `metrics` maps auroc, auprc, f1, sensitivity, specificity, brier, calibration_error to a number (None: cannot be measured).
+    `metrics` maps auroc, auprc, f1, sensitivity, specificity, accuracy, brier, calibration_error to a number (None: cannot be measured).
     `per_site` is the same model on each site's held-out patients alone.
     """
 

@@ -94,7 +94,14 @@ def metric_rows(columns: Sequence[Column], study: Study) -> list[MetricRow]:
     """The metrics that the study asks for and that at least one model has a value or a place for, in reading order."""
     known = set().union(*(column.metrics for column in columns if column.metrics))
     wanted = [key for key in READINGS if key in known and WANTED_BY.get(key, "f1") in study.evaluation.metrics]
-    return [MetricRow(key, *READINGS[key], [(column.metrics or {}).get(key) for column in columns]) for key in wanted]
+    values = {key: [(column.metrics or {}).get(key) for column in columns] for key in wanted}
+    return [MetricRow(key, READINGS[key][0], _reading(key, study), values[key]) for key in wanted]
+
+
+def _reading(key: str, study: Study) -> str:
+    """How to read a metric; a table has rows where others have images."""
+    text = READINGS[key][1]
+    return text.replace("an image", "a row").replace("images", "rows") if study.data.kind == "tabular" else text
 
 
 def site_rows(result: RunResult) -> list[SiteRow]:

@@ -18,7 +18,7 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ[CACHE_VARIABLE] = str(cache)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; Ctrl-C is tested
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    child.preload(("torch", "common.flower_compat.messages", "flwr.clientapp"))
+    child.preload(("torch", "common.flower_compat.messages", "flwr.clientapp", "client.cohorts.ingest"))
     yield cache
 
 

@@ -28,7 +28,7 @@ def check(
 ) -> None:
     """Test everything that this site needs, one line each. The exit code is that of the first failure.
 
-    Settings, keys, certificate, the way to the coordinator (name, proxy, TLS, clock), disk, device, data, ledger and egress log.
+    Settings, keys, certificate, the way to the coordinator (name, proxy, TLS, clock), disk, device, data, cohorts, ledger and egress log.
     """
     from client.checks import Doctor, State, all_checks, examine
     from client.site_home import SiteHome

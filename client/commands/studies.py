@@ -128,6 +128,7 @@ def _offer_facts(site: SiteHome, offer: Offer) -> dict[str, Any]:
         "study": offer.study.id,
         "name": offer.study.name,
         "description": offer.study.description,
+        "purpose": offer.study.purpose,
         "task": offer.study.task,
         "model": offer.study.model.name,
         "privacy": privacy_in_words(offer.study),
@@ -160,7 +161,8 @@ def _print_studies(facts: list[dict[str, Any]]) -> None:
         if one["decision"] and not one["told"]:
             here += " (coordinator not told)"
         runs = f"{one['runs_begun']} of {one['runs_approved']}" if one["decision"] else ""
-        table.add_row(one["study"][:12], one["name"], one["model"], one["privacy"], ", ".join(one["sites"]), here, runs)
+        model = "survey" if one["purpose"] == "survey" else one["model"]
+        table.add_row(one["study"][:12], one["name"], model, one["privacy"], ", ".join(one["sites"]), here, runs)
     console.print(table)
     if any(one["decision"] is None and not one["expired"] for one in facts):
         console.print("`wardround-client approve ID` shows what a study does and asks.", soft_wrap=True)

@@ -9,13 +9,13 @@ it may pay on. Where one patient stands on both lines (a split that changed), th
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from client.ledger.database import Patients
 from client.ledger.rows import MergeEntry, PatientsEntry
+from client.pseudonyms import digest_of
 from common.errors import StorageError
 from common.privacy.charge_book import Line
 
@@ -103,8 +103,8 @@ class Accounts:
 
 
 def pseudonyms(key: bytes, patient_ids: Iterable[str]) -> frozenset[bytes]:
-    """What stands for patients in the ledger: HMAC-SHA256 of each id, 32 bytes."""
-    return frozenset(hmac.new(key, patient.encode(), hashlib.sha256).digest() for patient in patient_ids)
+    """What stands for patients in the ledger: HMAC-SHA256 of each id, 32 bytes; a pseudonym stands for the patient that it was made of."""
+    return frozenset(digest_of(key, patient) for patient in patient_ids)
 
 
 def patients_sha256(patients: Patients) -> str:

@@ -7,6 +7,7 @@ number (from 0, in the order of the source), at most `MOST_NAMED` of them; patie
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common import study
+from common.data.blocks import Images, LazyImages, Step, blocks
 from common.data.cohort import ByteArray, Cohort, IntArray, Split
 from common.data.resize import size_problem
 from common.data.sources import RawTable
@@ -21,7 +23,6 @@ from common.errors import DataError
 
 MOST_NAMED = 5
 DROPPED = -1
-_CHUNK_ROWS = 1024
 
 
 def checked(table: RawTable, data: study.Data) -> RawTable:
@@ -31,15 +32,22 @@ def checked(table: RawTable, data: study.Data) -> RawTable:
     """
     classes, label_problems = class_numbers(table.labels, data)
     ids, id_problems = usable_ids(table)
-    keep = classes != DROPPED
+    keep = (classes != DROPPED) & complete_rows(table)
     problems = length_problems(table) + label_problems + id_problems
     if not problems:  # only then can rows be matched to patients
         problems += patient_count_problems(len(np.unique(ids[keep])), data) + split_problems(ids, table.split)
-    images, image_problems = usable_images(table.images, data)
+    images, image_problems = usable_images(table.images, data) if data.kind == "image" else (table.images, feature_problems(table, data))
     if problems or image_problems:
-        raise DataError([f"{table.where}: {problem}" for problem in problems + image_problems])
-    remarks = table.remarks + _turned_grey(table.images, data, int(np.count_nonzero(keep)))
+        raise DataError(
+            [f"{table.where}: {_worded(problem, is_table=table.features is not None)}" for problem in problems + image_problems]
+        )
+    remarks = table.remarks + _turned_grey(table.images, data, int(np.count_nonzero(keep))) + _left_out(table)
     return _rows(replace(table, images=images, labels=classes, patient_ids=ids, remarks=remarks), keep)
+
+
+def _worded(text: str, *, is_table: bool) -> str:
+    """A sentence about images, about rows if the data is a table."""
+    return re.sub(r"\bimage(s?)\b", r"row\1", text) if is_table else text
 
 
 def _rows(table: RawTable, keep: npt.NDArray[np.bool_]) -> RawTable:
@@ -47,12 +55,36 @@ def _rows(table: RawTable, keep: npt.NDArray[np.bool_]) -> RawTable:
         return table
     return replace(
         table,
-        images=table.images[keep],
+        images=table.images.take(keep) if isinstance(table.images, LazyImages) else table.images[keep],
         labels=table.labels[keep],
         patient_ids=None if table.patient_ids is None else table.patient_ids[keep],
         split=None if table.split is None else table.split[keep],
         columns={name: values[keep] for name, values in table.columns.items()},
+        features=None if table.features is None else table.features[keep],
     )
+
+
+def complete_rows(table: RawTable) -> npt.NDArray[np.bool_]:
+    """Which rows [N] stay: all but those of a table in which a value is missing whose column says `missing: drop`."""
+    if table.features is None:
+        return np.ones(len(table.labels), dtype=np.bool_)
+    complete: npt.NDArray[np.bool_] = np.logical_not(np.isnan(table.features).any(axis=1))
+    return complete
+
+
+def feature_problems(table: RawTable, data: study.Data) -> list[str]:
+    """Features that are not there, or not those of the study."""
+    if table.features is None:
+        return ["these are images, the study says data.kind: tabular; take a table, or a study for images"]
+    if table.features.shape[1:] != (len(data.feature_names),):
+        return [f"features have shape {list(table.features.shape)}, the study has {len(data.feature_names)} features; read the table anew"]
+    return []
+
+
+def _left_out(table: RawTable) -> tuple[str, ...]:
+    """Says how many rows of a table go because of a missing value."""
+    left_out = np.count_nonzero(~complete_rows(table))
+    return (f"{left_out} of {len(table.labels)} rows miss a value whose column says missing: drop, and are left out",) if left_out else ()
 
 
 def length_problems(table: RawTable) -> list[str]:
@@ -75,14 +107,22 @@ def class_numbers(labels: npt.NDArray[Any], data: study.Data) -> tuple[IntArray,
         return nothing, [f"labels have shape {list(labels.shape)}; each image needs one label (several findings at once are not supported)"]
     if labels.dtype.kind not in "biuU":
         return nothing, [f"labels are {labels.dtype}; they have to be whole numbers or the names in data.labels"]
-    listed = np.array(data.labels) if labels.dtype.kind == "U" else np.array(data.label_values or range(len(data.labels)))
-    matches = labels[:, None] == listed  # [N, classes]
+    listed, owner = _listed_labels(labels, data)
+    matches = labels[:, None] == listed  # [N, listed]
     known = matches.any(axis=1)
     if data.other_labels == "refuse" and not known.all():
         return nothing, [_other_labels(labels, known, listed)]
     if not known.any():
         return nothing, [f"no image has one of the labels {', '.join(map(str, listed))}; check data.labels and data.label_values"]
-    return np.where(known, matches.argmax(axis=1), DROPPED).astype(np.int64), []
+    return np.where(known, owner[matches.argmax(axis=1)], DROPPED).astype(np.int64), []
+
+
+def _listed_labels(labels: npt.NDArray[Any], data: study.Data) -> tuple[npt.NDArray[Any], IntArray]:
+    """Every label that may stand in the source, [L], and the class number int64 [L] that it means."""
+    if labels.dtype.kind == "U":
+        return np.array(data.labels), np.arange(len(data.labels))
+    groups = data.label_groups or tuple((value,) for value in data.label_values or range(len(data.labels)))
+    return np.array([value for group in groups for value in group]), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
 
 
 def _other_labels(labels: npt.NDArray[Any], known: npt.NDArray[np.bool_], listed: npt.NDArray[Any]) -> str:
@@ -101,11 +141,11 @@ def named_rows(chosen: npt.NDArray[np.bool_]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {text}{', …' if len(rows) > MOST_NAMED else ''}"
 
 
-def usable_images(images: npt.NDArray[Any], data: study.Data) -> tuple[ByteArray, list[str]]:
+def usable_images(images: Images, data: study.Data) -> tuple[Images, list[str]]:
     """Images in the study's channels, and the problems of type, shape, size and content."""
-    if images.ndim == 4 and images.shape[-1] == 1:
+    if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    elif images.ndim == 4 and images.shape[1] == 1:
+    elif isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1] == 1:
         images = images[:, 0]
     problems = _shape_problems(images, data)
     problems += _content_problems(images) if images.ndim >= 3 else []
@@ -114,7 +154,7 @@ def usable_images(images: npt.NDArray[Any], data: study.Data) -> tuple[ByteArray
     return _in_channels(images, data.channels)
 
 
-def _shape_problems(images: npt.NDArray[Any], data: study.Data) -> list[str]:
+def _shape_problems(images: Images, data: study.Data) -> list[str]:
     """Wrong type, wrong number of axes, or a size that cannot be used."""
     problems = []
     if images.dtype != np.uint8:
@@ -128,17 +168,15 @@ def _shape_problems(images: npt.NDArray[Any], data: study.Data) -> list[str]:
     return problems
 
 
-def _content_problems(images: npt.NDArray[Any]) -> list[str]:
+def _content_problems(images: Images) -> list[str]:
     """Images with values that are no numbers, and images of one value only."""
     if images.dtype.kind not in "biuf" or images.size == 0:
         return []
-    flat = images.reshape(len(images), -1)
-    blocks = [flat[start : start + _CHUNK_ROWS] for start in range(0, len(flat), _CHUNK_ROWS)]
     problems = []
-    broken = np.concatenate([~np.isfinite(block).all(axis=1) for block in blocks])
+    found = [_broken_and_constant(block.reshape(len(block), -1)) for block in blocks(images)]
+    broken, constant = (np.concatenate(flags) for flags in zip(*found, strict=True))
     if broken.any():
         problems.append(f"{np.count_nonzero(broken)} images hold NaN or infinity ({named_rows(broken)}); repair them or take them out")
-    constant = np.concatenate([(block == block[:, :1]).all(axis=1) for block in blocks])
     if constant.any():
         problems.append(
             f"{np.count_nonzero(constant)} images have one value only ({named_rows(constant)}); they show nothing, take them out"
@@ -146,22 +184,45 @@ def _content_problems(images: npt.NDArray[Any]) -> list[str]:
     return problems
 
 
-def _in_channels(images: ByteArray, channels: int) -> tuple[ByteArray, list[str]]:
+def _broken_and_constant(block: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """For each image of a block [n, values]: whether it holds a value that is no number, and whether it holds one value only."""
+    broken = ~np.isfinite(block).all(axis=1) if block.dtype.kind == "f" else np.zeros(len(block), bool)
+    return broken, (block == block[:, :1]).all(axis=1)
+
+
+def _in_channels(images: Images, channels: int) -> tuple[Images, list[str]]:
     """Grey repeated in three channels, or colour reduced to grey when it is none."""
     if images.ndim == 3:
-        return (images if channels == 1 else np.repeat(images[..., None], 3, axis=3)), []
+        return (images if channels == 1 else _changed(images, _in_three, 3)), []
     if channels == 3:
         return images, []
-    coloured = ((images[..., 0] != images[..., 1]) | (images[..., 0] != images[..., 2])).any(axis=(1, 2))
+    coloured = np.concatenate([_is_coloured(block) for block in blocks(images)])
     if coloured.any():
         return images, [
             f"{np.count_nonzero(coloured)} images are in colour ({named_rows(coloured)}) and data.channels is 1; "
             "set data.channels: 3 with a model that takes colour, or convert the images to grey yourself"
         ]
-    return np.ascontiguousarray(images[..., 0]), []
+    return _changed(images, _first_channel, 1), []
 
 
-def _turned_grey(images: npt.NDArray[Any], data: study.Data, kept: int) -> tuple[str, ...]:
+def _changed(images: Images, step: Step, channels: int) -> Images:
+    return images.then(step, channels) if isinstance(images, LazyImages) else step(images)
+
+
+def _in_three(images: npt.NDArray[Any]) -> ByteArray:
+    return np.repeat(images[..., None], 3, axis=3)
+
+
+def _first_channel(images: npt.NDArray[Any]) -> ByteArray:
+    return np.ascontiguousarray(images[..., 0])
+
+
+def _is_coloured(images: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    coloured: npt.NDArray[np.bool_] = ((images[..., 0] != images[..., 1]) | (images[..., 0] != images[..., 2])).any(axis=(1, 2))
+    return coloured
+
+
+def _turned_grey(images: Images, data: study.Data, kept: int) -> tuple[str, ...]:
     """Says that images with three equal channels were taken as grey; nothing of them is lost, but somebody may have expected colour."""
     if data.channels != 1 or images.ndim != 4 or images.shape[-1] != 3:
         return ()
@@ -229,5 +290,6 @@ def cohort_warnings(cohort: Cohort) -> list[str]:
             consequence = (
                 "the site trains, but alone it learns nothing" if split is Split.TRAIN else "the site is left out of per-site AUROC"
             )
-            warnings.append(f"all {use} images are of one class ({names[present[0]]}): {consequence}")
+            text = f"all {use} images are of one class ({names[present[0]]}): {consequence}"
+            warnings.append(_worded(text, is_table=cohort.dataset.features is not None))
     return warnings

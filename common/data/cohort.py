@@ -21,6 +21,7 @@ from common.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
 
 
 class Split(IntEnum):
@@ -33,12 +34,13 @@ class Split(IntEnum):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels of many patients.
+    """Images, or the features of a table, and labels of many patients.
 
-    `images` is uint8 [N, C, H, W] (usually memory-mapped), `labels` int64 [N] with class numbers 0…, `patients` int64 [N] with
-    patient numbers 0…P-1, `patient_ids` the P ids. `columns` holds further facts for each image (age, sex, scanner); `split` the
-    official split if the source has one, uint8 [N] of `Split`. `digest` is the SHA-256 of all of it. `remarks` say what was done to the
-    images when they were read, for whoever runs on them.
+    `images` is uint8 [N, C, H, W] (usually memory-mapped). Of a table it is empty, [N, 0, 0, 0], and `features` is float32 [N, F] in the
+    order of `study.Data.feature_names`; the columns as they were (NaN: missing) are then among `columns`. `labels` int64 [N] with class
+    numbers 0…, `patients` int64 [N] with patient numbers 0…P-1, `patient_ids` the P ids. `columns` holds further facts for each image
+    (age, sex, scanner); `split` the official split if the source has one, uint8 [N] of `Split`. `digest` is the SHA-256 of all of it.
+    `remarks` say what was done to the images when they were read, for whoever runs on them.
     """
 
     images: ByteArray
@@ -52,6 +54,7 @@ class Dataset:
     synthetic: bool
     digest: str
     remarks: tuple[str, ...] = ()
+    features: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,8 +7,7 @@ stored in `store`. Calling a reader twice on the same bytes gives the same table
 
 To add a reader (DICOM, NIfTI): write one file beside this one with a class that has the two methods, bring its pixels to 8 bits
 with a documented public window, and name it in `READERS` and in `common.study.Data.source`. A reader whose rows are features
-rather than images will return a table of its own next to `RawTable`, with `features` float32 [N, F] in place of `images`; `store`
-is the only caller, and the only place that has to tell the two apart.
+rather than images (`data.kind: tabular`) sets `features`, made by `table_features.features_of`, and leaves `images` empty.
 """
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from common import study
-from common.data.cohort import ByteArray
+from common.data.blocks import Images
+from common.data.cohort import ByteArray, FloatArray
 from common.errors import DataError
 
 Column = npt.NDArray[Any]
@@ -32,8 +33,11 @@ READERS = {
     "npz": "common.data.npz:NpzReader",
     "medmnist": "common.data.medmnist:MedMnistReader",
     "folder": "common.data.folder:FolderReader",
+    "cohort": "common.data.cohort_folder:CohortReader",
+    "csv": "common.data.csv_table:CsvReader",
 }
 
+READS_FOLDERS = ("folder", "cohort", "csv")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -41,15 +45,16 @@ _CHUNK_BYTES = 1 << 20
 class RawTable:
     """What a reader found, not checked yet.
 
-    `images` should be uint8 [N, H, W] or [N, H, W, 3]; `labels` [N] are the numbers in the file or the names of the classes;
-    `patient_ids` [N] are strings or integers, or None when every image is a patient of its own. `split` is the official split,
+    `images` should be uint8 [N, H, W] or [N, H, W, 3], an array or `LazyImages`; `labels` [N] are the numbers in the file or names of
+    classes; `patient_ids` [N] are strings or integers, or None when every image is a patient of its own. `split` is the official split,
     uint8 [N] of `cohort.Split`. `columns` holds further facts, [N] each; `natural_sites` names the column that is the real site.
+    `features` float32 [N, F] (tabular) stands in place of images, which are then `no_images(N)`; a row of NaN is left out.
     `where` names the source in messages: a file name, never a whole path. `remarks` say what was done to the images on the way, for
     whoever runs on them.
     """
 
     where: str
-    images: npt.NDArray[Any]
+    images: Images
     labels: npt.NDArray[Any]
     patient_ids: npt.NDArray[Any] | None
     split: ByteArray | None = None
@@ -57,6 +62,12 @@ class RawTable:
     natural_sites: str | None = None
     synthetic: bool = False
     remarks: tuple[str, ...] = ()
+    features: FloatArray | None = None
+
+
+def no_images(rows: int) -> ByteArray:
+    """The `images` of a table: uint8 [rows, 0, 0]."""
+    return np.empty((rows, 0, 0), dtype=np.uint8)
 
 
 class Reader(Protocol):
@@ -86,7 +97,7 @@ def required_path(source: str, path: Path | None) -> Path:
         raise DataError(f"data.source: {source} reads a file or folder and none was given; add --data PATH")
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder; check --data")
-    if source != "folder" and path.is_dir():
+    if source not in READS_FOLDERS and path.is_dir():
         raise DataError(f"{path}: is a folder, the study says data.source: {source}; set data.source: folder, or name the npz file")
     return path
 

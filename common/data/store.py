@@ -4,7 +4,7 @@
     <cache>/datasets/<key>/
         dataset.json        shapes, names, flags, the SHA-256 of each file and of all of it; no path of the machine
         patient_ids.json    the ids, by patient number
-        images.npy          uint8 [N, C, size, size]
+        images.npy          uint8 [N, C, size, size]; of a table features.npy instead, float32 [N, F]
         labels.npy, patients.npy, split.npy, column-0.npy, …
 
 The key is the SHA-256 of the source's content, of this code's `VERSION` and of the settings that change the result, so a second
@@ -31,6 +31,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common import study
+from common.data.blocks import Images, blocks
 from common.data.checks import checked, patient_count_problems
 from common.data.cohort import Dataset
 from common.data.resize import resize
@@ -159,11 +160,12 @@ def _write(folder: Path, table: RawTable, data: study.Data) -> None:
 
 def _fill(part: Path, table: RawTable, data: study.Data) -> None:
     source_size, remarks = table.images.shape[1], table.remarks
-    if source_size < data.image_size:
+    if table.features is None and source_size < data.image_size:
         remarks += (f"images of {source_size} pixels are enlarged to data.image_size {data.image_size}; they show no more detail by that",)
     ids, patients = np.unique(np.asarray(table.patient_ids), return_inverse=True)
     columns = {name: f"column-{number}" for number, name in enumerate(sorted(table.columns))}
-    arrays = _arrays(table, patients, data.image_size) | {columns[name]: values for name, values in table.columns.items()}
+    arrays = _arrays(table, patients) | {columns[name]: values for name, values in table.columns.items()}
+    images = {} if table.features is not None else {"images": _write_images(part / "images.npy", table.images, data)}
     _write_text(part / "patient_ids.json", json.dumps(ids.tolist(), ensure_ascii=False))
     manifest = Manifest(
         version=VERSION,
@@ -175,17 +177,18 @@ def _fill(part: Path, table: RawTable, data: study.Data) -> None:
         patient_count=len(ids),
         patient_ids_sha256=_file_digest(part / "patient_ids.json"),
         columns=columns,
-        arrays={name: _write_array(part / f"{name}.npy", array) for name, array in arrays.items()},
+        arrays=images | {name: _write_array(part / f"{name}.npy", array) for name, array in arrays.items()},
         remarks=remarks,
     )
     manifest = manifest.model_copy(update={"digest": manifest.digest_of_content()})
     _write_text(part / "dataset.json", manifest.model_dump_json(indent=1))
 
 
-def _arrays(table: RawTable, patients: npt.NDArray[Any], size: int) -> Arrays:
-    images = resize(table.images, size)
-    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)  # [N, C, size, size]
-    arrays: Arrays = {"images": images, "labels": table.labels.astype(np.int64), "patients": patients.astype(np.int64)}
+def _arrays(table: RawTable, patients: npt.NDArray[Any]) -> Arrays:
+    """What is stored beside the images."""
+    arrays: Arrays = {"labels": table.labels.astype(np.int64), "patients": patients.astype(np.int64)}
+    if table.features is not None:
+        arrays["features"] = table.features
     if table.split is not None:
         arrays["split"] = table.split.astype(np.uint8)
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -203,6 +206,20 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> ArrayEntry:
         os.fsync(file.fileno())
         size_bytes = file.tell()
     return ArrayEntry(file=path.name, dtype=array.dtype.str, shape=array.shape, size_bytes=size_bytes, sha256=_file_digest(path))
+
+
+def _write_images(path: Path, images: Images, data: study.Data) -> ArrayEntry:
+    """Write uint8 [N, C, size, size], resized block by block: memory does not grow with the number of images."""
+    dtype, shape = np.dtype(np.uint8), (len(images), data.channels, data.image_size, data.image_size)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        for block in blocks(images):
+            small = resize(block, data.image_size)
+            file.write(np.ascontiguousarray(small[:, None] if small.ndim == 3 else small.transpose(0, 3, 1, 2)).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+        size_bytes = file.tell()
+    return ArrayEntry(file=path.name, dtype=dtype.str, shape=shape, size_bytes=size_bytes, sha256=_file_digest(path))
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -244,7 +261,7 @@ def _open_array(folder: Path, name: str, entry: ArrayEntry) -> npt.NDArray[Any]:
     if Path(entry.file).name != entry.file:
         raise ValueError(f"{name}: the manifest names a file outside the folder")
     _check_bytes(folder / entry.file, entry)
-    array: npt.NDArray[Any] = np.load(folder / entry.file, mmap_mode="r" if name == "images" else None, allow_pickle=False)
+    array: npt.NDArray[Any] = np.load(folder / entry.file, mmap_mode="r" if name in ("images", "features") else None, allow_pickle=False)
     if array.dtype.str != entry.dtype or array.shape != entry.shape or not array.flags.c_contiguous:
         raise ValueError(f"{entry.file} is {array.dtype} {list(array.shape)}, the manifest says {entry.dtype} {list(entry.shape)}")
     return array
@@ -261,7 +278,7 @@ def _check_bytes(path: Path, entry: ArrayEntry) -> None:
 
 def _dataset(manifest: Manifest, arrays: Arrays, ids: tuple[str, ...]) -> Dataset:
     return Dataset(
-        images=arrays["images"],
+        images=arrays["images"] if "images" in arrays else np.empty((len(arrays["labels"]), 0, 0, 0), np.uint8),
         labels=arrays["labels"],
         patients=arrays["patients"],
         patient_ids=ids,
@@ -272,4 +289,5 @@ def _dataset(manifest: Manifest, arrays: Arrays, ids: tuple[str, ...]) -> Datase
         synthetic=manifest.synthetic,
         digest=manifest.digest,
         remarks=manifest.remarks,
+        features=arrays.get("features"),
     )

@@ -24,8 +24,8 @@ def to_model_units(images: Tensor) -> Tensor:
 class MedicalModel(nn.Module):
     """Base of every architecture.
 
-    `forward` takes float32 images [B, C, H, W] in model units (or features [B, F] if `feature_digest` is set) and returns logits:
-    [B] for a binary task, [B, classes] otherwise.
+    `forward` takes float32 images [B, C, H, W] in model units (or features [B, F] if `feature_digest` is set, or of a table) and
+    returns logits: [B] for a binary task, [B, classes] otherwise.
     """
 
     @property

@@ -31,6 +31,8 @@ MODEL_MODULES: Mapping[str, str] = {
     "resnet18": "common.models.resnet",
     "densenet121": "common.models.densenet",
     "vgg16": "common.models.vgg",
+    "mlp": "common.models.mlp",
+    "logistic": "common.models.logistic",
 }
 PER_SAMPLE_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, WSConv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 

@@ -61,12 +61,12 @@ def start(
     from common.study_file import load_study
     from server.offers import make_offer
 
-    server = _running(home)
+    server = running_coordinator(home)
     signer = Secret.read(signing_key or server.study_key).signer
     names = [name.strip() for name in sites.split(",") if name.strip()]
     signed = make_offer(server, load_study(study), names, min_sites, signer)
     record = StartRecord.model_validate_json(signed.record)
-    _say(f"run {record.run_id[:8]}, study {record.study_id[:12]}: offered to {', '.join(names)}; each site's IT approves it there")
+    say(f"run {record.run_id[:8]}, study {record.study_id[:12]}: offered to {', '.join(names)}; each site's IT approves it there")
     _carry_out(server, record.run_id, wait_seconds, detach, as_json)
 
 
@@ -78,7 +78,7 @@ def resume(
     from server.offers import set_withdrawn
     from server.state import State
 
-    server = _running(home)
+    server = running_coordinator(home)
     state = State(server.state)
     offer = the_offer(state, run)
     set_withdrawn(state, offer.run_id, False)
@@ -86,11 +86,24 @@ def resume(
 
 
 def _carry_out(server: ServerHome, run_id: str, wait_seconds: float | None, detach: bool, as_json: bool) -> None:
+    """`carry_out`, and what came of it."""
+    from server.following import run_facts
+    from server.launch import the_offer
+    from server.state import State
+
+    carry_out(server, run_id, wait_seconds, detach)
+    facts = run_facts(server, the_offer(State(server.state), run_id), time.time())
+    if as_json:
+        print(json.dumps({**facts.as_json, "folder": str(server.run(run_id))}))
+    elif not detach:
+        say(f"run {run_id[:8]}: {facts.rounds_done} rounds done; the model and all about them are in {server.run(run_id)}")
+
+
+def carry_out(server: ServerHome, run_id: str, wait_seconds: float | None, detach: bool = False) -> None:
     """Wait for the answers, submit, follow; Ctrl-C ends this command, never the run."""
     from common.errors import RunInterrupted
-    from server.following import Tail, follow, run_facts
-    from server.launch import the_offer, wait_for_answers
-    from server.state import State
+    from server.following import Tail, follow
+    from server.launch import wait_for_answers
 
     tail = Tail(server, run_id)
     try:
@@ -103,11 +116,6 @@ def _carry_out(server: ServerHome, run_id: str, wait_seconds: float | None, deta
             follow(server, run_id, tail, _say_event)
     except KeyboardInterrupt:
         raise RunInterrupted(f"the run goes on; `{NAME} status` shows it, `{NAME} stop {run_id[:8]}` stops it") from None
-    facts = run_facts(server, the_offer(State(server.state), run_id), time.time())
-    if as_json:
-        print(json.dumps({**facts.as_json, "folder": str(server.run(run_id))}))
-    elif not detach:
-        _say(f"run {run_id[:8]}: {facts.rounds_done} rounds done; the model and all about them are in {server.run(run_id)}")
 
 
 def _submit(server: ServerHome, run_id: str) -> None:
@@ -118,11 +126,11 @@ def _submit(server: ServerHome, run_id: str) -> None:
 
     try:
         submit(server, the_offer(State(server.state), run_id))
-        _say(f"run {run_id[:8]}: started")
+        say(f"run {run_id[:8]}: started")
     except RefusedError as error:
         if error.code != "RUN_ACTIVE":
             raise
-        _say(f"run {run_id[:8]}: it runs already")
+        say(f"run {run_id[:8]}: it runs already")
 
 
 def status(
@@ -175,7 +183,7 @@ def logs(run: RunArgument, home: HomeOption = None) -> None:
         if path.exists():
             sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
         else:
-            _say(f"{path}: no log; it never started, or the log was removed")
+            say(f"{path}: no log; it never started, or the log was removed")
 
 
 def stop(run: RunArgument, home: HomeOption = None) -> None:
@@ -188,7 +196,7 @@ def stop(run: RunArgument, home: HomeOption = None) -> None:
     server = ServerHome.find(home)
     offer = the_offer(State(server.state), run)
     was_running = stop_run(server, offer)
-    _say(f"run {offer.run_id[:8]}: " + ("stopped" if was_running else "was not running; its offer is taken back"))
+    say(f"run {offer.run_id[:8]}: " + ("stopped" if was_running else "was not running; its offer is taken back"))
 
 
 def readmit(run: RunArgument, site: SiteArgument, home: HomeOption = None) -> None:
@@ -207,11 +215,11 @@ def readmit(run: RunArgument, site: SiteArgument, home: HomeOption = None) -> No
     if store is None or site not in suspended:
         raise InputError(f"{site}: not suspended in run {run_id[:8]}; suspended are: {', '.join(suspended) or 'none'}")
     store.pardon(run_id, site)
-    _say(f"run {run_id[:8]}: {site} takes part again; it was suspended for: {'; '.join(suspended[site])}")
+    say(f"run {run_id[:8]}: {site} takes part again; it was suspended for: {'; '.join(suspended[site])}")
 
 
-def _running(home: Path | None) -> ServerHome:
-    """The folder, if `up` runs in it."""
+def running_coordinator(home: Path | None) -> ServerHome:
+    """The coordinator's folder, if `up` runs in it. Raises FederationError."""
     from common.errors import FederationError
     from server.home import ServerHome
     from server.supervisor import is_held
@@ -224,7 +232,7 @@ def _running(home: Path | None) -> ServerHome:
 
 def _say_answers(found: Answers) -> None:
     parts = [("approved", found.approved), ("rejected", found.rejected), ("not yet", found.silent)]
-    _say("; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names))
+    say("; ".join(f"{label}: {', '.join(names)}" for label, names in parts if names))
 
 
 def _say_event(event: Event) -> None:
@@ -237,12 +245,14 @@ def _say_event(event: Event) -> None:
         "run_resumed": "it goes on: {reason}",
         "checkpoint_damaged": "{file} is damaged ({reason}); {then}",
         "site_suspended": "{site} is suspended: {reasons}",
+        "site_surveyed": "{site} sent its tables after {seconds:.1f} s",
         "measured": "round {round}: AUROC {auroc}, standard error {standard_error}",
     }
     if event.name in texts:
         shown = {name: "; ".join(map(str, fact)) if isinstance(fact, list) else fact for name, fact in event.facts.items()}
-        _say(texts[event.name].format(**shown).rstrip())
+        say(texts[event.name].format(**shown).rstrip())
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line for whoever sits there; stdout is for machines."""
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)

@@ -56,6 +56,8 @@ def audit_study(options: AuditOptions, report: Report) -> AuditResult:
     privacy = options.study.privacy
     if not isinstance(privacy, PatientPrivacy):
         raise InputError("audit: the study claims no privacy, so there is nothing to audit; give privacy with an epsilon")
+    if options.study.data.kind == "tabular":
+        raise InputError("audit: its canaries and pictures are images, so a tabular study cannot be audited; its engine is that of images")
     study = audited(options.study, options.epsilon)
     plan = plan_of(study)
     design = design_audit(plan, options.canaries)

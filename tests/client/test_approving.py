@@ -10,6 +10,7 @@ import pytest
 import client.approving
 from client.approvals import Approvals
 from client.approving import approve, propose, reject
+from client.pseudonyms import Pseudonyms
 from client.site import Site, open_ledger
 from client.study_words import in_words
 from common.crypto.secrets import Secret
@@ -67,9 +68,10 @@ def test_patients_are_split_by_the_sites_own_key(hospital: Hospital) -> None:
     hospital.approve(study)
     cohort = Site.open(hospital.home.study(study.id)).cohort
     assert len(cohort.dataset.patient_ids) == PATIENTS
-    key = Secret.read(hospital.home.key).derive("patient split")
+    secret = Secret.read(hospital.home.key)
+    key, names = secret.derive("patient split"), Pseudonyms(secret)
     for patient, split in zip(np.array(cohort.dataset.patient_ids)[cohort.dataset.patients], cohort.split, strict=True):
-        assert split == split_of_patient(key, patient, 0.2, 0.0)
+        assert split == split_of_patient(key, names.of(str(patient)), 0.2, 0.0)
     assert {Split.TRAIN, Split.TEST} == set(cohort.split.tolist())
 
 

@@ -27,7 +27,7 @@ from tests.client.enrolled import NOW, certified, new_authority, prepared
 from tests.support.tls_server import Answer, TlsServer, connect_proxy, serving, write_server_certificate
 
 ON_THE_WAY = ["name", "proxy", "connection", "tls", "welcome", "clock"]
-NAMES = ["settings", "keys", "words", "certificate", *ON_THE_WAY, "disk", "device", "data", "ledger", "egress"]
+NAMES = ["settings", "keys", "words", "certificate", *ON_THE_WAY, "disk", "device", "data", "cohorts", "ledger", "egress"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_nothing_is_changed(home: SiteHome) -> None:
 
 def test_a_policy_file_with_a_mistake(home: SiteHome) -> None:
     rewrite(home, "min_patients", "min_patient")
-    failed = only_failure(home, not_tested=(*ON_THE_WAY, "device", "data"))
+    failed = only_failure(home, not_tested=(*ON_THE_WAY, "device", "data", "cohorts"))
     assert (failed.name, failed.exit_code) == ("settings", ExitCode.BAD_INPUT)
     assert "limits.min_patient: unknown key; did you mean min_patients?" in failed.text
 

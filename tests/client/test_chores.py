@@ -14,11 +14,17 @@ from client.chores import Chores
 from client.daemon_log import DaemonLog
 from client.enrol import prepare
 from client.own_certificate import read_own
+from client.site import open_ledger
 from client.site_home import SiteHome
 from client.status import DaemonState, StatusBoard
 from common.crypto.certificates import Authority, not_after
+from common.crypto.secrets import Secret
+from common.errors import RefusedError
 from common.federation import ApprovalRecord
+from common.privacy.charges import ChargeKey, Line
+from common.privacy.receipts import make_receipt
 from tests.client.enrolled import certified, invitation_to, new_authority
+from tests.client.ledger.support import EVENT
 from tests.client.node_site import COORDINATOR, STUDY_KEY, offered_study, signed_start
 from tests.support.tls_server import TlsServer, serving, write_server_certificate
 
@@ -33,6 +39,7 @@ class Coordinator:
         self.studies: list[dict[str, Any]] = []
         self.status = 200
         self.refused: set[str] = set()
+        self.ledger: str | None = None
 
     def answer(self, method: str, path: str, body: bytes, certificate: bytes | None) -> tuple[int, Any]:
         if self.status != 200 or path.rsplit("/")[-1].split("?")[0] in self.refused:
@@ -42,7 +49,7 @@ class Coordinator:
             return 200, {"status": "approved", "certificate": self.authority.client_certificate(request, "north", 90, time.time())}
         if path.endswith("/studies"):
             return 200, {"studies": self.studies}
-        return 200, {"receipts": []}
+        return 200, {"receipts": [], "ledger": self.ledger}
 
 
 @pytest.fixture
@@ -152,3 +159,30 @@ def test_an_approval_that_is_refused_keeps_nothing_else_from_its_turn(
     coordinator.refused, coordinator.studies = {"approvals"}, [offer()]
     chores.turn()
     assert renewals == ["x"] and "study offered" in events(home) and "coordinator" in events(home)
+
+
+def test_the_receipt_for_the_ledger_is_kept_and_shows_an_old_copy(home: SiteHome, coordinator: Coordinator, chores: Chores) -> None:
+    """A ledger that was put back from an old copy is known as one before any message has come."""
+    study = home.study(offered_study().id)
+    study.mkdir(parents=True)
+    facts = {"name": "north", "dataset": "none", "nominal_patients": 5, "home": "../..", "coordinator_key": COORDINATOR.signer.public_key}
+    (study / "site.json").write_text(json.dumps(facts))
+    book = open_ledger(home.folder)
+    account = book.register({Line.TRAINING: ["p1"], Line.HELD_OUT: ["p2"]}, 1e-5)
+    old = home.ledger.read_bytes()
+    book.reserve(ChargeKey(account, study.name, "a" * 32, 1, "b" * 64), EVENT, 4)
+    coordinator.ledger = make_receipt(book.signed_head(), COORDINATOR.signer)
+    chores.turn()
+    chores.turn()
+    assert home.receipts.read_text().splitlines() == [coordinator.ledger]
+    open_ledger(home.folder).check_not_behind()
+    home.ledger.write_bytes(old)
+    with pytest.raises(RefusedError, match="LEDGER_BEHIND"):
+        open_ledger(home.folder).check_not_behind()
+
+
+def test_a_receipt_for_the_ledger_that_cannot_be_believed_is_logged_once(home: SiteHome, coordinator: Coordinator, chores: Chores) -> None:
+    coordinator.ledger = make_receipt(open_ledger(home.folder).signed_head(), Secret(b"x" * 32).signer)
+    chores.turn()
+    chores.turn()
+    assert events(home) == ["receipt ignored"] and not home.receipts.exists()

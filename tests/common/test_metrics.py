@@ -39,6 +39,7 @@ def test_binary_metrics_by_hand() -> None:
     assert found["auprc"] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
     assert found["sensitivity"] == pytest.approx(2 / 3)
     assert found["specificity"] == pytest.approx(1 / 2)
+    assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert found["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.16 + 0.01) / 5)
     # bins of .1, .4, (.6 and .6), .9: gaps .1, .6, |.6 - .5|, .1

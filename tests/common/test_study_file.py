@@ -34,6 +34,8 @@ def test_all_shipped_studies_are_there() -> None:
         "chest-xray-private-strict",
         "chest-xray-scattering",
         "chest-xray-scattering-strict",
+        "heart-disease",
+        "heart-disease-strict",
         "pneumoniamnist",
     }
 
@@ -106,7 +108,10 @@ def test_a_problem_has_its_line_its_key_and_a_remedy(text: str, start: str, word
             "privacy.delta: is empty; write a number, above 0 and at most 1e-05, such as 1e-06",
         ),
         (START + "seed:\n", "or remove the line, which means 0"),
-        (START + "data:\n  source:\n", "data.source: is empty; write `phantom` or `npz` or `medmnist` or `folder`, or remove the line"),
+        (
+            START + "data:\n  source:\n",
+            "data.source: is empty; write `phantom` or `npz` or `medmnist` or `folder` or `cohort` or `csv`, or remove",
+        ),
     ],
 )
 def test_an_empty_value_says_what_to_write(text: str, remedy: str) -> None:

@@ -168,3 +168,15 @@ def test_strikes_are_counted_by_run_site_and_round(tmp_path: Path) -> None:
     assert store.suspended("run") == {}
     store.strike("run", 8, "a", "a fresh start")
     assert store.suspended("run") == {}
+
+
+def test_a_site_without_a_weight_is_not_asked(tmp_path: Path) -> None:
+    """It would train, and spend its patients' budget, for an update that cannot count."""
+    rogue, study = Rogue(), make_study(rounds=4, weights={"a": 1.0, "bb": 3.0})
+    run(tmp_path, study, rogue.grid, roster=lambda: dict.fromkeys(SITES, ""))
+    assert {name for _, name, _ in rogue.grid.asked} == {"a", "bb"}
+    assert [outcomes(tmp_path, number)["ccc"] for number in (1, 4)] == ["NO_REPLY", "NO_REPLY"]
+    assert reasons(tmp_path, 1) == {"ccc": "federation.weights gives it no weight, so it is not asked"}
+    assert RunStore(tmp_path / "rounds.sqlite").suspended(RUN_ID) == {}
+    with pytest.raises(FederationError, match=r"2 sites remain, the study needs 3; federation\.weights leaves out ccc"):
+        run(tmp_path / "few", study, rogue.grid, min_sites=3, roster=lambda: dict.fromkeys(SITES, ""))

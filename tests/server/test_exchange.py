@@ -16,9 +16,9 @@ from common.federation import EgressStatement
 from common.flower_compat.identity import assume_server_identity
 from common.flower_compat.messages import give_message_id
 from common.protocol import Instruction, Refusal, RefusalCode, Update
-from common.riders import payload_sha256, with_egress
+from common.riders import payload_sha256, with_egress, with_head
 from server.exchange import Node, exchange
-from server.receipts import Receipts
+from server.receipts import Receipts, newest_receipt
 from server.state import State
 from server.statements import Statements
 
@@ -156,3 +156,15 @@ def test_heads_of_two_runs_do_not_push_each_other_out(tmp_path: Path) -> None:
     assert (stored["nort"][0], stored["west"][0]) == ("newer", "of west")
     (tmp_path / "ledger-heads.json").write_text(json.dumps({"nort": "written by an older version"}))
     assert Receipts(tmp_path).attach("nort", update("nort")) != update("nort")
+
+
+def test_a_hospitals_ledger_head_lasts_before_the_next_reply_is_looked_at(tmp_path: Path) -> None:
+    """A server that dies in the middle of a round still knows it."""
+    kept = Receipts(tmp_path)
+    nodes = [Node(number, name) for number, name in enumerate(SITES[:2], 1)]
+    grid = Grid(lambda site, _: signed(with_head(update(site), f"head of {site}"), site))
+    seen = []
+    for answer in exchange(grid, nodes, INSTRUCTION, 5.0, None, kept, statements(tmp_path)):  # type: ignore[arg-type]
+        receipt = newest_receipt(tmp_path, answer.site)
+        seen.append(None if receipt is None else json.loads(receipt)["head"])
+    assert seen == ["head of nort", "head of sout"]

@@ -15,6 +15,7 @@ from server.home import ServerHome
 from server.run_story import MOST_TRIES, EventTail, Stories, Story, end_of, events_of, its_end_told, note, told
 
 RUN = "ab" * 16
+FULL = Path("/dev/full")
 AUTOMATIC = {"automatic": True, "reason": "killed"}
 
 
@@ -73,6 +74,15 @@ def test_the_end_is_told_once_and_only_if_it_was_a_decision(tmp_path: Path) -> N
     assert ends(FederationError("too few sites")) == [("failed", "too few sites")]
     for lost in (SystemExit(1), KeyboardInterrupt(), ConnectionError("the SuperLink is gone")):
         assert ends(lost) == []
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_a_full_disk_hides_nothing_of_what_went_wrong_first() -> None:
+    events = EventLog(FULL)
+    with pytest.raises(StorageError, match="the checkpoint"), its_end_told(events):
+        raise StorageError("cannot write the checkpoint")
+    with pytest.raises(StorageError, match="the event log"):
+        events.close()
 
 
 def test_nobody_writes_into_the_events_of_a_run_that_is_at_work(tmp_path: Path) -> None:

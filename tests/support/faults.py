@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,12 +210,12 @@ def wait_online(federation: Federation, site: str, times: int = 1) -> None:
     wait_until(lambda: _times_online(log) >= times, f"{site} is online", 300, federation.sites[site])
 
 
-def restart_site(federation: Federation, site: str) -> None:
-    """Stop a site's daemon if it runs, start another, and wait until that is online."""
+def restart_site(federation: Federation, site: str, changes: Mapping[str, str] | None = None) -> None:
+    """Stop a site's daemon if it runs, start another, and wait until that is online; `changes` go into its environment."""
     if site in federation.sites:
         federation.stop_site(site)
     before = _times_online(federation.hospitals[site].home / "logs" / "daemon.log")
-    federation.start_site(federation.hospitals[site])
+    federation.start_site(federation.hospitals[site], changes=changes)
     wait_online(federation, site, before + 1)
 
 

@@ -127,18 +127,17 @@ class Federation(Loopback):
 
     def outcomes(self, run_id: str) -> list[dict[str, Any]]:
         """Each site's answer in each round of a run, from the run store."""
-        path = self.coordinator / "runs" / run_id / "rounds.sqlite"
-        try:
-            return _rows(path, "SELECT * FROM replies ORDER BY round, site")
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # the run's server is just about to make it
-                return []
-            raise
+        return self.store_rows(run_id, "SELECT * FROM replies ORDER BY round, site")
 
     def store_rows(self, run_id: str, query: str) -> list[dict[str, Any]]:
         """Rows of a run's store; none as long as there is no store."""
         path = self.coordinator / "runs" / run_id / "rounds.sqlite"
-        return _rows(path, query) if path.exists() else []
+        try:
+            return _rows(path, query) if path.exists() else []
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):  # the run's server is just about to make it
+                return []
+            raise
 
     def change_settings(self, name: str, part: str, **values: Any) -> None:
         """What hospital IT changes in a part of site.yaml later on."""

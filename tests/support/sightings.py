@@ -30,6 +30,7 @@ class Seen:
 
 Look = Callable[[float], Seen | None]
 DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+FULL_WORDS = ("No space left", "disk is full", "disk full")
 _FOR_MACHINES = ("time", "flower_run", "node", "study", "run", "type", "site", "answer_seconds", "release_seconds", "send_seconds")
 
 
@@ -45,6 +46,16 @@ def daemon_said(federation: Federation, site: str, event: str, **facts: str) -> 
     return look
 
 
+def by_another_clock(look: Look, ahead_seconds: float) -> Look:
+    """What `look` finds in the log of a machine whose clock is so far ahead, at the time that it really was."""
+
+    def looked(since: float) -> Seen | None:
+        seen = look(since + ahead_seconds)
+        return None if seen is None else Seen(seen.time - ahead_seconds, seen.text)
+
+    return looked
+
+
 def site_log_said(federation: Federation, site: str, has: str) -> Look:
     """An entry of the site's site.log with the cause of a refusal: its code, and its last line. Its clock has whole seconds."""
 
@@ -52,9 +63,36 @@ def site_log_said(federation: Federation, site: str, has: str) -> Look:
         path = federation.hospitals[site].home / "site.log"
         for entry in re.split(rf"^(?={DATE})", path.read_text(encoding="utf-8") if path.exists() else "", flags=re.MULTILINE):
             if has in entry:
-                at = datetime.strptime(entry[:19], "%Y-%m-%d %H:%M:%S").astimezone().timestamp()
+                at = _time_at_start(entry)
                 if at >= int(since):
                     return Seen(at, f"site.log: {entry[19:].split(':')[0].strip()}: {entry.strip().splitlines()[-1]}")
+        return None
+
+    return look
+
+
+def site_saw_full_disk(federation: Federation, site: str) -> Look:
+    """The line of site.log that tells a full disk apart from everything else. Its clock has whole seconds."""
+
+    def look(since: float) -> Seen | None:
+        for line in _lines(federation.hospitals[site].home / "site.log"):
+            if "DISK FULL" in line and re.match(DATE, line) and _time_at_start(line) >= int(since):
+                return Seen(_time_at_start(line), f"site.log: {line[19:].strip()}")
+        return None
+
+    return look
+
+
+def disk_full_said(federation: Federation) -> Look:
+    """A line of any log of the coordinator that says so; the time is that of the look."""
+    logs = federation.coordinator / "logs"
+    before = {path: len(_lines(path)) for path in logs.rglob("*.log")}
+
+    def look(since: float) -> Seen | None:
+        for path in sorted(logs.rglob("*.log")):
+            for line in _lines(path)[before.get(path, 0) :]:
+                if any(word in line for word in FULL_WORDS):
+                    return Seen(time.time(), f"{path.relative_to(logs)}: {_said_in(line)}")
         return None
 
     return look
@@ -124,15 +162,14 @@ def up_said(federation: Federation, has: str) -> Look:
     return look
 
 
-def executor_said(federation: Federation, has: str) -> Look:
-    """A line of the executor's output; the time is that of the look, its lines may have another clock."""
-    path = federation.coordinator / "logs" / "executor.out.log"
+def log_said(path: Path, has: str) -> Look:
+    """A line that is new in a log from now on; the time is that of the look, its lines may have another clock."""
     before = len(_lines(path))
 
     def look(since: float) -> Seen | None:
         for line in _lines(path)[before:]:
             if has in line:
-                return Seen(time.time(), f"executor.out.log: {_said_in(line)}")
+                return Seen(time.time(), f"{path.name}: {_said_in(line)}")
         return None
 
     return look
@@ -152,6 +189,10 @@ def status_says(federation: Federation, has: str, label: str = "") -> Look:
 def events_of(federation: Federation, run_id: str) -> list[Event]:
     """All events of a run so far."""
     return list(read_events(federation.coordinator / "runs" / run_id / "events.jsonl"))
+
+
+def _time_at_start(line: str) -> float:
+    return datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S").astimezone().timestamp()
 
 
 def _lines(path: Path) -> list[str]:

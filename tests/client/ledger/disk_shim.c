@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Logs what a process does to the files of one folder, for LD_PRELOAD: every write with its bytes, every sync, every change of names.
  * WARDROUND_SHIM_FOLDER is the folder, WARDROUND_SHIM_LOG the log. A record: one letter, four 64-bit numbers (inode, offset, length,
- * length of the text), the text (names), the bytes. The order of records is the order of calls; the child has one thread.
+ * length of the text), the text (names), the bytes. A record is one write, so threads and processes may share the log; it comes after its
+ * call, so the order of records is the order of calls wherever one waits for another.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,13 +39,10 @@ static uint64_t inode_of(int fd) { struct stat s; return fstat(fd, &s) ? 0 : s.s
 
 static void record(char kind, uint64_t inode, uint64_t offset, const char *text, const void *bytes, uint64_t length) {
     if (!real_open) real_open = real("open");
-    if (!real_write) real_write = real("write");
     if (log_file < 0) log_file = real_open(getenv("WARDROUND_SHIM_LOG"), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     uint64_t head[4] = {inode, offset, length, strlen(text)};
-    real_write(log_file, &kind, 1);
-    real_write(log_file, head, sizeof head);
-    real_write(log_file, text, strlen(text));
-    if (length && bytes) real_write(log_file, bytes, length);
+    struct iovec parts[4] = {{&kind, 1}, {head, sizeof head}, {(void *)text, strlen(text)}, {(void *)bytes, bytes ? length : 0}};
+    writev(log_file, parts, 4);
 }
 
 static int log_open(const char *path, int fd, int flags) {

@@ -17,7 +17,7 @@ from common.models.cnn import SmallCnn
 from common.models.layers import WSConv2d
 from common.models.registry import MODEL_MODULES, build_model, check_model, initial_state, load_state
 from common.study import MODEL_NAMES
-from tests.common.models.studies import study
+from tests.common.models.studies import random_inputs, study
 
 COLOUR = ("resnet18", "densenet121", "vgg16")
 
@@ -32,9 +32,8 @@ def test_logits_have_the_shape_of_the_task_at_every_size(name: str) -> None:
         for classes in (2, 4):
             channels = 3 if name in COLOUR and classes == 4 else 1
             model = build_model(study(name, size, channels, classes))
-            images = torch.randn(2, channels, size, size)
             with torch.no_grad():
-                logits = model(model.frozen_features(images) if model.feature_digest else images)
+                logits = model(random_inputs(model, study(name, size, channels, classes), 2, channels))
             assert logits.shape == ((2,) if classes == 2 else (2, 4))
             assert logits.dtype == torch.float32
             assert torch.isfinite(logits).all()
@@ -46,8 +45,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_nothing_mixes_the_batch(n
     for parameter in model.parameters():  # a head at zero would hide the rest
         if parameter.abs().max() == 0:
             nn.init.normal_(parameter, std=0.1)
-    images = torch.randn(3, 1, 28, 28)
-    inputs = model.frozen_features(images) if model.feature_digest else images
+    inputs = random_inputs(model, study(name, 28), 3)
     logits = model(inputs)
     assert torch.allclose(logits[:1], model(inputs[:1]), rtol=1e-3, atol=1e-4)
     logits.sum().backward()

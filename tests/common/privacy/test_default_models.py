@@ -15,20 +15,23 @@ from common.privacy.engines import ENGINES, make_stepper
 from common.privacy.generator import SystemGenerator
 from common.privacy.model_check import layer_problems
 from common.privacy.step import MicroBatch
-from common.study import MODEL_NAMES, Study
+from common.study import MODEL_NAMES, TABLE_MODELS, Study
+from tests.common.models.studies import random_inputs
+from tests.support.tables import table_data
 
 NORM, DIVISOR = 0.01, 2.0
 
 
 def model_and_inputs(name: str) -> tuple[MedicalModel, Tensor]:
-    study = Study.model_validate({"name": "step", "privacy": {}, "model": {"name": name}, "data": {"image_size": 64}})
+    data = table_data() if name in TABLE_MODELS else {"image_size": 64}
+    study = Study.model_validate({"name": "step", "privacy": {}, "model": {"name": name}, "data": data})
     model = build_model(study)
-    images = torch.randn(2, 1, 64, 64)
+    inputs = random_inputs(model, study, 2)
     torch.manual_seed(0)
     for parameter in model.parameters():  # a head from zero would hide the layers before it
         if parameter.requires_grad and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
-    return model, model.frozen_features(images) if model.feature_digest else images
+    return model, inputs
 
 
 def row_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C in `wardround-sim federation`, once or by somebody impatient: it says so, and no process of coordinator or hospitals is left."""
+"""Ctrl-C in `wardround-sim federation`, once or by somebody impatient: it says so, and no process of coordinator or hospitals is left.
+
+Nor is one after `kill -9`, though nobody can say anything then.
+"""
 
 import os
 import signal
@@ -19,6 +22,7 @@ from simulations.processes import environment, wait_until
 PATIENCE_SECONDS = 0.2
 START_SECONDS = 400.0
 SEVERAL = 5
+LEASH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,16 @@ def test_ctrl_c_leaves_no_process(demonstration: Demonstration, moment: str, tim
     assert not [one.cmdline() for one in left_of(demonstration.folder)]
     said = demonstration.said.read_text(encoding="utf-8")
     assert code == ExitCode.INTERRUPTED and "every process is stopped" in said, said
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_no_process(demonstration: Demonstration) -> None:
+    """What was killed could stop nobody; whoever hung on it stops by itself."""
+    demonstration.wait_for("training:")
+    wait_until(lambda: len(demonstration.family()) >= SEVERAL, "the run has begun", START_SECONDS)
+    family = demonstration.family()
+    os.kill(demonstration.process.pid, signal.SIGKILL)
+    demonstration.process.wait(10)
+    _, alive = psutil.wait_procs(family, LEASH_SECONDS)
+    assert not [one.cmdline() for one in alive]
+    wait_until(lambda: not left_of(demonstration.folder), "nobody is left", LEASH_SECONDS)

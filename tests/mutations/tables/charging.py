@@ -46,7 +46,7 @@ CHARGING = (
     ),
     mutation(
         "reset the ledger each round",
-        "client/workbench.py",
+        "client/bench.py",
         "        if site.folder not in self._books:\n            self._books[site.folder] = open_ledger(site.folder)\n",
         "        (site.folder / 'ledger.sqlite').unlink(missing_ok=True)\n        self._books[site.folder] = open_ledger(site.folder)\n",
         f"{APP}::test_the_same_message_again_gets_the_stored_bytes_and_no_second_charge",
@@ -204,8 +204,8 @@ CHARGING = (
     mutation(
         "answer by the true number of patients",
         "client/workbench.py",
-        "if site.nominal_patients < self.study.data.min_patients or not patients:",
-        "if len(patients) < self.study.data.min_patients:",
+        "if site.nominal_patients < self.study.data.min_patients or not len(site.cohort.rows_in(Split.TRAIN)):",
+        "if site.cohort.patient_count(Split.TRAIN) < self.study.data.min_patients:",
         f"{UNLUCKY}::test_the_coordinator_cannot_ask_for_the_number_of_patients",
         traps=[9],
     ),

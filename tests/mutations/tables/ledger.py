@@ -132,9 +132,9 @@ LEDGER = (
     ),
     mutation(
         "name patients without the site's key",
-        "client/ledger/accounts.py",
-        "hmac.new(key, patient.encode(), hashlib.sha256).digest()",
-        "hashlib.sha256(patient.encode()).digest()",
+        "client/pseudonyms.py",
+        "hmac.new(key, patient_id.encode(), hashlib.sha256).digest()",
+        "hashlib.sha256(patient_id.encode()).digest()",
         f"{ACCOUNTS}::test_pseudonyms_need_the_key",
     ),
     mutation(
