@@ -34,26 +34,20 @@ FULL_WORDS = ("No space left", "disk is full", "disk full")
 _FOR_MACHINES = ("time", "flower_run", "node", "study", "run", "type", "site", "answer_seconds", "release_seconds", "send_seconds")
 
 
-def daemon_said(federation: Federation, site: str, event: str, **facts: str) -> Look:
-    """A line of the site's daemon.log: its event, and for each named fact a piece of text that it holds."""
+def daemon_said(federation: Federation, site: str, event: str, *, ahead_seconds: float = 0.0, **facts: str) -> Look:
+    """A line of the site's daemon.log: its event, and for each named fact a piece of text that it holds.
+
+    `ahead_seconds`: so far the site's clock is ahead; the time of what is seen is the real one.
+    """
 
     def look(since: float) -> Seen | None:
         for line in json_lines(federation.hospitals[site].home / "logs" / "daemon.log"):
-            if line["time"] >= since and line["event"] == event and all(text in str(line.get(name)) for name, text in facts.items()):
-                return Seen(line["time"], f"daemon.log: {_words(line, 'event')}")
+            at = line["time"] - ahead_seconds
+            if since <= at <= time.time() and line["event"] == event and all(text in str(line.get(name)) for name, text in facts.items()):
+                return Seen(at, f"daemon.log: {_words(line, 'event')}")
         return None
 
     return look
-
-
-def by_another_clock(look: Look, ahead_seconds: float) -> Look:
-    """What `look` finds in the log of a machine whose clock is so far ahead, at the time that it really was."""
-
-    def looked(since: float) -> Seen | None:
-        seen = look(since + ahead_seconds)
-        return None if seen is None else Seen(seen.time - ahead_seconds, seen.text)
-
-    return looked
 
 
 def site_log_said(federation: Federation, site: str, has: str) -> Look:
@@ -200,9 +194,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def _said_in(line: str) -> str:
-    """The message of a line of a log, whether that is JSON or text that begins with a date."""
+    """The message of a line of a log, with the last line of its cause, whether that is JSON or text that begins with a date."""
     try:
-        return str(json.loads(line)["message"])
+        found = json.loads(line)
+        cause = str(found.get("trace") or "").splitlines()[-1:]
+        return ": ".join([str(found["message"]), *cause])
     except (ValueError, KeyError, TypeError):
         return re.sub(r"^\S+ \S+ [A-Z]+ ", "", line)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.failures import Recorder
 from tests.support.faults import restart_site, running
 from tests.support.federation import HONEST, Federation
-from tests.support.sightings import by_another_clock, daemon_said, refused, round_done
+from tests.support.sightings import daemon_said, refused, round_done
 from tests.support.skewed_clock import SkewedClock
 
 SITE = HONEST[1]
@@ -35,7 +35,7 @@ def test_clock_skew(federation: Federation, clock: SkewedClock, recorder: Record
             incident.struck()
             clock.set(seconds)
             incident.coordinator_saw(refused(federation, run.run_id, SITE, "NO_REPLY"))
-            incident.site_saw(by_another_clock(daemon_said(federation, SITE, "not accepted by the coordinator"), seconds))
+            incident.site_saw(daemon_said(federation, SITE, "not accepted by the coordinator", ahead_seconds=seconds))
             incident.healed()
             clock.set(0.0)
             incident.recovered(round_done(federation, run.run_id, updates=2))

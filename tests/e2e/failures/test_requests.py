@@ -154,7 +154,7 @@ def test_bundle_tampered_with(federation: Federation, recorder: Recorder) -> Non
         incident.struck()
         flower_run_id = control.start_run(scene.home, app_bundle({**FILES, **dict.fromkeys(names, hostile)}), scene.config)
         scene.note(flower_run_id)
-        incident.coordinator_saw(log_said(log_of(scene.home, flower_run_id), "bundle"))
+        incident.coordinator_saw(log_said(log_of(scene.home, flower_run_id), "FOREIGN_BUNDLE"))
         wait_until(lambda: control.runs(scene.home, [flower_run_id])[flower_run_id].is_over, "the run is over", 60)
         incident.healed()
         process = federation.on_server_in_background("resume", scene.run_id)
