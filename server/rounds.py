@@ -110,6 +110,8 @@ class RoundLoop:
     def _nodes(self, expected: int, patience_seconds: float | None = None) -> list[Node]:
         """Who takes part: at the start every site is waited for, later those that are there, if they are enough."""
         remaining = self.sites - len(self._suspended.keys() | self._without_weight)
+        if self.study.federation.weights != "equal":
+            remaining = min(remaining, len(self.study.federation.weights))
         if remaining < self._fewest and remaining < self.sites:
             left_out = "".join(f"; federation.weights leaves out {site}" for site in sorted(self._without_weight))
             raise FederationError(f"{remaining} sites remain, the study needs {self._fewest}{left_out}{self._suspension()}")
@@ -133,6 +135,12 @@ class RoundLoop:
     def _without_weight(self) -> set[str]:
         """Sites of the run that could take part, and that the study leaves out: they would train, and spend, for nothing."""
         return {site for site, reason in self.roster().items() if not reason and not self._has_weight(site)}
+
+    def _online_without_weight(self) -> dict[str, str]:
+        """The same where a run has no roster (a simulation): of those that are online, none with a reason to be away."""
+        if self.study.federation.weights == "equal":
+            return {}
+        return {node.site: "" for node in self.pick(self.grid.get_nodes()) if node.named and not self._has_weight(node.site)}
 
     @property
     def _suspended(self) -> dict[str, list[str]]:
@@ -170,7 +178,7 @@ class RoundLoop:
         present = {node.site for node in nodes} | set(self.store.suspended(self.run_id))
         if not all(node.named for node in nodes):
             return
-        for site, reason in self.roster().items():
+        for site, reason in (self.roster() or self._online_without_weight()).items():
             if site not in present:
                 unasked = "federation.weights gives it no weight, so it is not asked" if not self._has_weight(site) else ""
                 verdict = aggregation.note_absent(site, unasked or reason or "no heartbeat: not connected when the round began")

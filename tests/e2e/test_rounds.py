@@ -64,7 +64,7 @@ def test_public_weights(tmp_path: Path) -> None:
 def test_a_site_without_a_public_weight_is_left_out(tmp_path: Path) -> None:
     study = make_study(weights={"a": 1.0, "bb": 1.0}, rounds=1)
     assert value_after(tmp_path, study) == 1.5
-    assert outcomes(tmp_path, 1)["ccc"] == "REPLY_INVALID"
+    assert outcomes(tmp_path, 1)["ccc"] == "NO_REPLY", "it is not asked, so it neither trains nor spends"
 
 
 @pytest.mark.parametrize(
