@@ -28,10 +28,14 @@ def is_pseudonym(patient_id: str) -> bool:
 
 
 def digest_of(key: bytes, patient_id: str) -> bytes:
-    """The 32 bytes that stand for a patient in the ledger: HMAC-SHA256 of the id, or those of a pseudonym that it already is."""
-    if is_pseudonym(patient_id):
-        return bytes.fromhex(patient_id.removeprefix(PREFIX))
-    return hmac.new(key, patient_id.encode(), hashlib.sha256).digest()
+    """The 32 bytes that stand for a patient in the ledger: HMAC-SHA256 of the id, or those of a pseudonym that it already is.
+
+    Spaces around an id do not belong to it.
+    """
+    name = patient_id.strip()
+    if is_pseudonym(name):
+        return bytes.fromhex(name.removeprefix(PREFIX))
+    return hmac.new(key, name.encode(), hashlib.sha256).digest()
 
 
 class Pseudonyms:
@@ -41,11 +45,10 @@ class Pseudonyms:
         self._key = secret.derive(PURPOSE)
 
     def of(self, patient_id: str) -> str:
-        """The pseudonym of a patient. Spaces around an id do not belong to it. Raises DataError for an empty id."""
-        name = patient_id.strip()
-        if not name:
+        """The pseudonym of a patient. Raises DataError for an empty id."""
+        if not patient_id.strip():
             raise DataError("a patient id is empty; give every image its patient")
-        return PREFIX + digest_of(self._key, name).hex()
+        return PREFIX + digest_of(self._key, patient_id).hex()
 
     def of_all(self, patient_ids: Sequence[str]) -> tuple[str, ...]:
         """Pseudonyms of different patients. Raises DataError when two of the ids turn out to be one patient (an id and its pseudonym)."""
@@ -53,7 +56,7 @@ class Pseudonyms:
         twice = len(names) - len(set(names))
         if twice:
             raise DataError(
-                f"{twice} patients stand in the data under two names, by their id and by their pseudonym; build one cohort from the "
-                "hospital's own ids (wardround-client cohort build)"
+                f"{twice} patients stand in the data under two names (their id and their pseudonym, or an id with spaces around it); build "
+                "one cohort from the hospital's own ids (wardround-client cohort build)"
             )
         return names

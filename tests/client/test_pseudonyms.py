@@ -42,6 +42,7 @@ def test_an_old_ledger_gives_the_same_accounts(tmp_path: Path) -> None:
     book = open_book(tmp_path)
     assert book.register({Line.TRAINING: [NAMES.of("a")], Line.HELD_OUT: [NAMES.of("c")]}, DELTA) == old
     assert len(book.rows()) == 1, "nobody of them was new"
+    assert book.register({Line.TRAINING: ["  a", "b "]}, DELTA) == old, "a raw file with spaces around its ids is no other account"
     assert book.register({Line.TRAINING: ["wrp1-" + "0" * 63]}, DELTA) != old, "not quite a pseudonym is an id like any other"
 
 

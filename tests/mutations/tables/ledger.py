@@ -133,8 +133,8 @@ LEDGER = (
     mutation(
         "name patients without the site's key",
         "client/pseudonyms.py",
-        "hmac.new(key, patient_id.encode(), hashlib.sha256).digest()",
-        "hashlib.sha256(patient_id.encode()).digest()",
+        "hmac.new(key, name.encode(), hashlib.sha256).digest()",
+        "hashlib.sha256(name.encode()).digest()",
         f"{ACCOUNTS}::test_pseudonyms_need_the_key",
     ),
     mutation(
