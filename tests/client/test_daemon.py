@@ -85,6 +85,7 @@ def test_sigterm_in_training(site: NodeSite) -> None:
             os.kill(worker, 0)
 
 
+@pytest.mark.slow
 def test_killed_in_training_and_started_again(site: NodeSite) -> None:
     site.behave("sleep 60")
     with site.link.run(site.config) as server:

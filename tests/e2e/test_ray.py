@@ -4,6 +4,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.grids import CHECKS
 
 SCRIPT = """
@@ -29,6 +31,7 @@ run_on_ray(server_app, client_app, sites=3, flower_run_id=7, run_config={"study"
 """
 
 
+@pytest.mark.slow
 def test_conformance_on_ray() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, check=False)
     passed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("passed")]

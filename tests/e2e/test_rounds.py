@@ -81,7 +81,7 @@ def test_a_site_without_a_public_weight_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_one_bad_site_never_stops_the_others(tmp_path: Path, behaviour: str, code: str) -> None:
-    timeout_seconds = 8.0 if behaviour == "silent" else 300.0
+    timeout_seconds = 4.0 if behaviour == "silent" else 300.0
     assert value_after(tmp_path, make_study(rounds=1, round_timeout_seconds=timeout_seconds), misbehave={2: behaviour}) == 1.5
     assert outcomes(tmp_path, 1) == {"a": "update", "bb": "update", "ccc": code}
 

@@ -3,12 +3,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from common.study_file import load_study
 from simulations.options import find_study
 from tests.support import commands
 from tests.support.studies import write_study
 
 
+@pytest.mark.slow
 def test_a_shipped_study_runs_to_its_report(tmp_path: Path) -> None:
     quickstart = load_study(find_study("quickstart"))
     short = quickstart.with_changes({"federation.rounds": 2, "data.phantom.patients": 160})

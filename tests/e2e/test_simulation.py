@@ -74,12 +74,14 @@ def test_workers_do_not_change_a_bit(plain_run: Path, tmp_path: Path) -> None:
     assert same_bits(plain_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_ray_does_not_change_a_bit(plain_run: Path, tmp_path: Path) -> None:
     study = write_study(small(), tmp_path)
     commands.run("run", study, "--threads", "1", "--engine", "ray", "--out", tmp_path / "run")
     assert same_bits(plain_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_another_seed_does_change_it(plain_run: Path, tmp_path: Path) -> None:
     study = write_study(small(seed=1), tmp_path)
     commands.run("run", study, "--threads", "1", "--out", tmp_path / "run")
@@ -114,6 +116,7 @@ def kill_after_a_round(study: Path, run_dir: Path, how: signal.Signals) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, 4, marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, how: signal.Signals, code: int) -> None:
     long = small(**{"federation.rounds": 8})
@@ -175,6 +178,7 @@ def test_two_runs_never_share_a_folder(plain_run: Path, tmp_path: Path) -> None:
     assert "is there already" in err
 
 
+@pytest.mark.slow
 def test_no_process_opens_a_connection_to_the_network(tmp_path: Path) -> None:
     """Every Python process of the run writes each address that it connects to or looks up."""
     (tmp_path / "sitecustomize.py").write_text(

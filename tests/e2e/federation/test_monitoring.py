@@ -18,6 +18,9 @@ BUDGET_SECONDS = 300.0
 PROCESS = "process_"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def run_id(federation: Federation) -> str:
     """A run of two rounds at two hospitals."""
