@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,9 +26,8 @@ from client.site_home import SiteHome
 from client.study_folder import refresh
 from common.crypto.secrets import Secret
 from common.errors import CoordinatorRefused, ProtocolError, RefusedError, StorageError
-from common.events import cut_torn_line
 from common.federation import DIGEST, RUN_ID, ApprovalRecord, StartRecord
-from common.files import locked, sync_folder, write_atomic
+from common.files import append_durably, locked, write_atomic
 from common.privacy.charge_book import Line
 from common.signed import Record, Signed
 from common.study import Study
@@ -134,19 +132,7 @@ class Approvals:
     def append(self, record: ApprovalRecord | RunRecord) -> None:
         """Sign a record and add it, durably."""
         path, line = self._home.approvals, record.signed(Secret.read(self._home.key).signer).to_json()
-        try:
-            is_new = not path.exists()
-            if not is_new:
-                cut_torn_line(path)
-            with path.open("ab") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            if is_new:
-                sync_folder(path.parent)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror or error}; check free space and permissions") from error
+        append_durably(path, line.encode() + b"\n")
 
     def current(self, study_id: str) -> ApprovalRecord | None:
         """The newest decision on a study; None when nobody has decided."""

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.crypto.secrets import Secret
 from common.errors import StorageError
 from common.federation import DIGEST, NO_MESSAGE, NO_RUN, RUN_ID
-from common.files import locked, sync_folder
+from common.files import locked, sync_folder, write_durably
 
 BEFORE_THE_FIRST: Final = "0" * 64
 MAC_PURPOSE: Final = "egress lines"
@@ -152,7 +152,7 @@ class EgressChain:
         with os.fdopen(handle, "r+b", buffering=0) as file:
             end = self._end(file)
             line = make(end)
-            _write_durably(file, self._text(line))
+            write_durably(file, self._text(line))
         if line.number == 1:
             sync_folder(self.path.parent)
         return line
@@ -227,20 +227,6 @@ class EgressChain:
             yield
         except OSError as error:
             raise StorageError(f"cannot use {self.path}: {error.strerror or error}; check free space and permissions") from error
-
-
-def _write_durably(file: IO[bytes], text: bytes) -> None:
-    """Write at the current place and sync; on any error the file is as long as before, so a line is there whole or not at all."""
-    before = file.tell()
-    try:
-        written = 0
-        while written < len(text):
-            written += file.write(text[written:])
-        os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            file.truncate(before)
-        raise
 
 
 def _tail(file: IO[bytes]) -> tuple[bytes, int]:

@@ -9,7 +9,6 @@ two fit. If the file is lost, the daemon fetches all of them again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from client.offers import offers
 from client.site_home import SiteHome
 from common.crypto.secrets import Secret
 from common.errors import ProtocolError, StorageError
-from common.events import cut_torn_line
 from common.federation import EgressReceipt, EgressStatement
-from common.files import locked, sync_folder
+from common.files import append_durably, locked
 from common.signed import Signed
 
 
@@ -138,23 +136,8 @@ def _keep(path: Path, items: Sequence[ReceiptItem]) -> int:
         new = {item.statement.sha256: item for item in items}
         texts = [item.to_json() for digest, item in new.items() if digest not in known]
         if texts:
-            _append(path, "".join(f"{text}\n" for text in texts).encode())
+            append_durably(path, "".join(f"{text}\n" for text in texts).encode())
     return len(texts)
-
-
-def _append(path: Path, content: bytes) -> None:
-    try:
-        is_new = not path.exists()
-        if not is_new:
-            cut_torn_line(path)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; check free space and permissions") from error
 
 
 def _items(path: Path) -> Iterator[ReceiptItem | None]:

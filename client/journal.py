@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from common.events import cut_torn_line
+from common.files import cut_torn_line
 
 
 class RoundEntry(BaseModel):

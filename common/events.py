@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.errors import StorageError
+from common.files import cut_torn_line
 
 Fact = str | int | float | bool | None | list[Any] | dict[str, Any]
 
@@ -67,13 +68,6 @@ class EventLog:
             file.close()
         except OSError as error:
             raise StorageError(f"cannot write the event log {file.name}: {error.strerror}; free some space and resume") from error
-
-
-def cut_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut off, so that the next event does not run into it."""
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
 
 
 def _open_to_append(path: Path) -> IO[str]:

@@ -53,6 +53,45 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def cut_torn_line(path: Path) -> None:
+    """Remove a last line that a crash cut off, so that the next one does not run into it."""
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def append_durably(path: Path, content: bytes) -> None:
+    """Add whole lines to a file (made with mode 0600) for whose lock the caller cares: all of them, durable when this returns, or none.
+
+    What a crash left of a line is cut off first. Raises StorageError.
+    """
+    try:
+        is_new = not path.exists()
+        if not is_new:
+            cut_torn_line(path)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+            write_durably(file, content)
+        if is_new:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; check free space and permissions") from error
+
+
+def write_durably(file: IO[bytes], content: bytes) -> None:
+    """Write at the end of an unbuffered file and sync; on any error it is as long as before, so `content` is there whole or not at all."""
+    before = file.tell()
+    try:
+        written = 0
+        while written < len(content):
+            written += file.write(content[written:])
+        os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            file.truncate(before)
+        raise
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`; it ends with the process, so it is never stale."""

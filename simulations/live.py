@@ -16,7 +16,8 @@ import numpy as np
 
 from client.journal import RoundEntry, read_entries
 from client.site import evaluation_path, journal_path
-from common.events import Event, Fact, Listener, cut_torn_line, parse_event
+from common.events import Event, Fact, Listener, parse_event
+from common.files import cut_torn_line
 from simulations.layout import RunLayout
 
 POLL_SECONDS = 0.1

@@ -13,7 +13,6 @@ repaired: a list that is not whole must not let anybody back in.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,7 @@ from client.site_home import SiteHome
 from common.crypto.secrets import Secret
 from common.data.cohort import Cohort
 from common.errors import InputError, StorageError
-from common.events import cut_torn_line
-from common.files import locked, sync_folder
+from common.files import append_durably, locked
 
 PSEUDONYM: Final = "^wrp1-[0-9a-f]{64}$"
 _Stamp = tuple[int, int, int] | None
@@ -164,29 +162,12 @@ def _decide(home: Path, patients: Iterable[str], excluded: bool, by: str, now: f
                 f"exclusions: {error.errors()[0]['loc'][0]} is not valid; give pseudonyms, and who decides in a few words"
             ) from error
         if lines:
-            _append(path, "".join(f"{_text(line)}\n" for line in lines).encode())
+            append_durably(path, "".join(f"{_text(line)}\n" for line in lines).encode())
     return len(changed)
 
 
 def _text(line: Decision) -> str:
     return json.dumps(line.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _append(path: Path, content: bytes) -> None:
-    try:
-        is_new = not path.exists()
-        if not is_new:
-            cut_torn_line(path)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; nobody was excluded; check free space and permissions"
-        ) from error
 
 
 def _read(line: bytes, number: int, path: Path) -> Decision:

@@ -6,15 +6,13 @@ It shows that a ledger was restored from an old copy. Without a coordinator's ke
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
 from client.ledger.heads import Receipt, read_receipt
 from common.crypto.secrets import Secret
 from common.errors import ProtocolError, StorageError
-from common.events import cut_torn_line
-from common.files import locked, sync_folder
+from common.files import append_durably, locked
 
 
 class ReceiptFile:
@@ -47,21 +45,7 @@ class ReceiptFile:
         receipt = read_receipt(text, self._secret, self._coordinator_keys)
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             if receipt.id not in {known.id for known in self.receipts()}:
-                self._append(receipt.text)
-
-    def _append(self, text: str) -> None:
-        try:
-            is_new = not self.path.exists()
-            if not is_new:
-                cut_torn_line(self.path)
-            with self.path.open("ab") as file:
-                file.write(text.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            if is_new:
-                sync_folder(self.path.parent)
-        except OSError as error:
-            raise StorageError(f"cannot write {self.path}: {error.strerror or error}; check free space and permissions") from error
+                append_durably(self.path, receipt.text.encode() + b"\n")
 
     def _checked(self, line: str) -> Receipt | None:
         try:

@@ -22,9 +22,10 @@ class Mlp(MedicalModel):
 
     def __init__(self, features: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise((features, *hidden)))
-        for layer in self.hidden:
-            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        layers = [nn.Linear(before, after) for before, after in pairwise((features, *hidden))]
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight)
+        self.hidden = nn.ModuleList(layers)
         self.head = zero_linear(hidden[-1], outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:

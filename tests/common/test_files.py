@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from common.errors import StorageError
-from common.files import atomic_file, build_once, cache_folder, locked, write_atomic
+from common.files import append_durably, atomic_file, build_once, cache_folder, locked, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +51,37 @@ def test_a_disk_that_says_no_leaves_the_old_file_and_says_where(tmp_path: Path) 
     assert "check free space" in done.stdout
     assert path.read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["f"]
+
+
+def test_lines_are_added_whole_and_a_torn_one_goes_first(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append_durably(path, b"one\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with path.open("ab") as file:
+        file.write(b"cut off by a cra")
+    append_durably(path, b"two\nthree\n")
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_on_a_full_disk_no_line_is_added(tmp_path: Path) -> None:
+    """Several lines of which only some have room: none of them may count."""
+    path = tmp_path / "lines"
+    append_durably(path, b"one\n")
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from common.errors import StorageError\n"
+        "from common.files import append_durably\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    append_durably(Path(sys.argv[1]), b'a decision\\n' * 200)\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"cannot write {path}: ") and "free space" in said
+    assert path.read_bytes() == b"one\n"
 
 
 def test_a_file_in_the_place_of_a_folder_is_said(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ MOST_PIXELS = 1 << 26
 """Largest height x width of one frame (8192 x 8192); a header that says more is refused before anything is decoded."""
 MOST_VOLUME_BYTES = 1 << 31
 """Largest volume, or inflated data set, that is held in memory at once (2 GiB)."""
+COPY_AGAIN = "copy the file again from where it comes from, or take it out"
 _FEWEST_LEVELS = 16  # of 256 grey levels; an image that uses fewer is hardly visible at 8 bits
 
 
@@ -88,6 +89,15 @@ class Decoded:
 def refusal(reason: str, remedy: str) -> DataError:
     """The one error of this package."""
     return DataError(f"{reason}; {remedy}")
+
+
+def damage(error: BaseException, library: str) -> DataError:
+    """The refusal for what a library raised on a file: no memory, a file that cannot be read, else damage. Its text is not repeated."""
+    if isinstance(error, MemoryError):
+        return refusal("needs more memory than there is", "take the file out, or run with fewer --workers")
+    if isinstance(error, OSError) and error.errno is not None:
+        return refusal(f"cannot be read ({error.strerror})", "check the file, its disk and its permissions")
+    return refusal(f"is damaged or incomplete ({type(error).__name__} in {library})", COPY_AGAIN)
 
 
 def check_size(height: int, width: int) -> None:

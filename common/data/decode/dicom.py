@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.decode.decoded import MOST_VOLUME_BYTES, BurnedIn, Decoded, Facts, Pixels, Window, check_size, refusal
+from common.data.decode.decoded import COPY_AGAIN, MOST_VOLUME_BYTES, BurnedIn, Decoded, Facts, Pixels, Window, check_size, damage, refusal
 from common.data.decode.grey import GreyScale
 from common.data.decode.identity import dicom_identity_tags
 from common.data.decode.lookup import bit_patterns, is_little_endian, palette, rgb_table
@@ -34,11 +34,10 @@ CODECS_REMEDY = "pip install 'wardround[codecs]'"
 OVERLAY = "overlays in the file were not drawn"
 IDENTITY_REMOVED = "the header says that the patient's identity was removed"
 REDUCED_TO_8_BITS = "colour of more than 8 bits was reduced to 8"
-_COPY_AGAIN = "copy the file again from the archive, or take it out"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _DAMAGED = (
-    ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, NotImplementedError, OverflowError, ArithmeticError,
-    EOFError, OSError, MemoryError, RecursionError, AssertionError, BufferError, struct.error, zlib.error, StopIteration,
+    ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError,
+    EOFError, OSError, MemoryError, AssertionError, BufferError, struct.error, zlib.error, StopIteration,
 )  # fmt: skip
 
 
@@ -89,11 +88,11 @@ def _as_damage(dataset: Dataset | None) -> Iterator[None]:
 
 def _refusal_for(dataset: Dataset | None, error: BaseException) -> DataError:
     """The refusal for an exception of pydicom: a codec that is not there, or damage."""
-    if dataset is not None and isinstance(error, RuntimeError | NotImplementedError) and _needs_codecs(dataset):
+    if dataset is not None and isinstance(error, RuntimeError) and _needs_codecs(dataset):
         return refusal(f"needs the codec for {_syntax_name(dataset)}", CODECS_REMEDY)
     if dataset is not None and isinstance(error, RuntimeError):
-        return refusal(f"cannot be decoded as {_syntax_name(dataset)}: damaged, or a variant that no decoder knows", _COPY_AGAIN)
-    return refusal(f"is damaged or incomplete ({type(error).__name__} in pydicom)", _COPY_AGAIN)
+        return refusal(f"cannot be decoded as {_syntax_name(dataset)}: damaged, or a variant that no decoder knows", COPY_AGAIN)
+    return damage(error, "pydicom")
 
 
 def _read(path: Path) -> FileDataset:
@@ -155,7 +154,7 @@ def _check_header(dataset: Dataset) -> None:
         check_size(int(dataset.Rows), int(dataset.Columns))
         samples = int(dataset.get("SamplesPerPixel", 1))
         if samples != (1 if str(dataset.PhotometricInterpretation) in (*_GREY, "PALETTE COLOR") else 3):
-            raise refusal(f"its {samples} samples a pixel do not fit its colour encoding", _COPY_AGAIN)
+            raise refusal(f"its {samples} samples a pixel do not fit its colour encoding", COPY_AGAIN)
         if samples == 3 and dataset.get("PixelRepresentation", 0) == 1:
             raise refusal("its colours are signed numbers, which DICOM does not define", "export it as RGB or grey")
         try:
@@ -210,7 +209,7 @@ def _bits_stored(dataset: Dataset) -> int:
     allocated = int(dataset.BitsAllocated)
     stored = int(dataset.get("BitsStored", allocated))
     if not 1 <= stored <= allocated <= 64:
-        raise refusal("its bits stored and bits allocated contradict each other", _COPY_AGAIN)
+        raise refusal("its bits stored and bits allocated contradict each other", COPY_AGAIN)
     return stored
 
 
@@ -238,7 +237,7 @@ def stored_frames(dataset: Dataset) -> Iterator[tuple[npt.NDArray[Any], str]]:
 def _through_palette(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.uint8]:
     """Colours of stored values of at most 16 bits."""
     if stored.dtype.itemsize > 2:
-        raise refusal("its palette indices have more than 16 bits", _COPY_AGAIN)
+        raise refusal("its palette indices have more than 16 bits", COPY_AGAIN)
     table = rgb_table(palette(dataset, little_endian=is_little_endian(dataset)), stored.dtype)
     return np.take(table, bit_patterns(stored), axis=0)
 

@@ -23,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.decode.decoded import (
+    COPY_AGAIN,
     MOST_VOLUME_BYTES,
     Decoded,
     Facts,
     Slices,
     Window,
     check_size,
+    damage,
     full_scale,
     refusal,
     uses_few_levels,
@@ -37,7 +39,6 @@ from common.data.decode.grey import FEW_LEVELS, FULL_RANGE
 
 NO_ORIENTATION = "the header gives no orientation: axes were taken as they are stored"
 NOT_SQUARE = "voxels are not square in this plane: the image looks stretched"
-_COPY_AGAIN = "copy the file again from the source, or take it out"
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _IN_PLANE = {"sagittal": (1, 2), "coronal": (0, 2), "axial": (0, 1)}
 _SQUARE_TOLERANCE = 0.02
@@ -66,7 +67,7 @@ def decode_nifti(path: Path, window: Window | None, slices: Slices) -> Iterator[
             volume = _Volume(path, window, slices)
             stored = volume.stored()
     except (*_DAMAGED, ImageFileError, HeaderDataError) as error:
-        raise refusal(f"is damaged or incomplete ({type(error).__name__} in nibabel)", _COPY_AGAIN) from None
+        raise damage(error, "nibabel") from None
     for number in volume.numbers(stored.shape[volume.axis]):
         yield volume.decoded(stored, number)
 
@@ -113,7 +114,7 @@ class _Volume:
         if math.prod(shape) * self._dtype.itemsize > MOST_VOLUME_BYTES:
             raise refusal(f"the header says a volume of more than {MOST_VOLUME_BYTES} bytes", "take it out, or save a part of it")
         if math.prod(shape) < 1:
-            raise refusal("the header gives the volume no extent", _COPY_AGAIN)
+            raise refusal("the header gives the volume no extent", COPY_AGAIN)
 
     def _range(self, window: Window | None) -> tuple[float, float, tuple[str, ...]]:
         """The intensities that become black and white."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.decode.decoded import Decoded, Facts, Pixels, Window, check_size, full_scale, refusal
+from common.data.decode.decoded import Decoded, Facts, Pixels, Window, check_size, damage, full_scale, refusal
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -24,7 +24,6 @@ FIRST_OF_SEVERAL = "the file holds several pictures: the first was taken"
 REDUCED_TO_8_BITS = "colour of more than 8 bits was reduced to 8"
 TURNED = "turned as its EXIF orientation says"
 OVER_BLACK = "transparent parts were laid over black"
-_COPY_AGAIN = "copy the file again from the source, or take it out"
 _GREY = {"1", "L", "I;16", "I;16B", "I", "F"}
 _TRANSPARENT = {"LA", "La", "RGBA", "RGBa", "PA"}
 _EXIF_IDENTITY = (
@@ -63,7 +62,7 @@ def decode_png_jpeg(path: Path, window: Window | None) -> Decoded:
         except Image.DecompressionBombError:
             raise refusal("the header says more pixels than the limit", "take the file out, or export it smaller") from None
         except _DAMAGED as error:
-            raise refusal(f"is damaged or incomplete ({type(error).__name__} in Pillow)", _COPY_AGAIN) from None
+            raise damage(error, "Pillow") from None
 
 
 def _stored_bits(path: Path) -> int:
