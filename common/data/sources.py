@@ -6,7 +6,7 @@ for what it cannot read at all. Everything else is the framework's: values are c
 stored in `store`. Calling a reader twice on the same bytes gives the same table.
 
 To add a reader (DICOM, NIfTI): write one file beside this one with a class that has the two methods, bring its pixels to 8 bits
-with a documented public window, and name it in `READERS` and in `common.study.Data.source`. A reader whose rows are features
+with a documented public window, and name it in `READERS` and in `common.study_data.Data.source`. A reader whose rows are features
 rather than images (`data.kind: tabular`) sets `features`, made by `table_features.features_of`, and leaves `images` empty.
 """
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def unasked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on nothing can be worked out any more."""
 
     def refuse(history: object, delta: float) -> float:
@@ -36,14 +37,14 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbid() -> None:
         monkeypatch.setattr(figures, "epsilon_pld", refuse)
 
-    return forbid  # type: ignore[return-value]
+    return forbid
 
 
 def exact(*events: str, delta: float = 1e-6) -> float:
     return epsilon_pld([event_from_json(event) for event in events], delta)
 
 
-def test_it_is_the_accountants_number_and_is_worked_out_once(path: Path, unasked) -> None:
+def test_it_is_the_accountants_number_and_is_worked_out_once(path: Path, unasked: Callable[[], None]) -> None:
     found = Figures(path).epsilon([ROUND, COUNTS, ROUND], 1e-6)
     assert found == exact(ROUND, ROUND, COUNTS)
     unasked()
@@ -53,7 +54,7 @@ def test_it_is_the_accountants_number_and_is_worked_out_once(path: Path, unasked
             Figures(path).epsilon(events, delta)
 
 
-def test_another_accountant_is_asked_anew(path: Path, unasked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_accountant_is_asked_anew(path: Path, unasked: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     Figures(path).epsilon([ROUND], 1e-6)
     unasked()
     monkeypatch.setattr(figures, "INTERVALS_PER_EPSILON", 1.0)
@@ -61,7 +62,7 @@ def test_another_accountant_is_asked_anew(path: Path, unasked, monkeypatch: pyte
         Figures(path).epsilon([ROUND], 1e-6)
 
 
-def test_nothing_spent_and_nothing_protected(path: Path, unasked) -> None:
+def test_nothing_spent_and_nothing_protected(path: Path, unasked: Callable[[], None]) -> None:
     assert Figures(path).epsilon([], 1e-6) == 0.0
     assert math.isinf(Figures(path).epsilon([ROUND, UNPROTECTED_JSON], 1e-6))
     unasked()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many steps each computation of distributions was for."""
     found: list[int] = []
 
-    def counting(history: list[object], delta: float) -> float:
-        found.append(history[0].count)  # type: ignore[attr-defined]
-        return epsilon_pld(history, delta)  # type: ignore[arg-type]
+    def counting(history: list[Any], delta: float) -> float:
+        found.append(history[0].count)
+        return epsilon_pld(history, delta)
 
     spending_curve._by_distributions.cache_clear()
     monkeypatch.setattr(spending_curve, "epsilon_pld", counting)

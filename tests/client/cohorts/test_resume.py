@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_after_kill_9_nothing_is_decoded_twice_and_the_cohort_is_the_same(tmp_pa
     assert not (tmp_path / "out.part").exists()
 
 
-def stop_after(number: int):  # type: ignore[no-untyped-def]
+def stop_after(number: int) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         if done == number:
             raise KeyboardInterrupt
