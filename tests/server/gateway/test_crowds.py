@@ -15,7 +15,7 @@ from tests.server.gateway.coordinator import NODE_OF, RUN_OF, client, gateway, n
 from tests.server.gateway.upstream import upstream
 
 SMALL = (
-    "Limits(site=Rate(2.0, 40.0), stranger=Rate(0.2, 10.0), enrol=Rate(0.5, 5.0), at_once=2, chunk_seconds=1.0,"
+    "Limits(site=Rate(2.0, 40.0), stranger=Rate(0.2, 10.0), enrol=Rate(0.5, 5.0), at_once=2, large_at_once=1, chunk_seconds=1.0,"
     " enrol_seconds=1.0, reply_bytes=1400, reply_objects=4, replies_to_a_message=3)"
 )
 
@@ -119,6 +119,23 @@ def test_only_so_many_requests_of_one_site_are_served_at_once(crowded: Federatio
     finally:
         for one in slow:
             one.close()
+
+
+def test_large_bodies_of_one_site_are_read_one_after_the_other(crowded: Federation) -> None:
+    """The clock of the second begins when the first, which never comes, is given up: until then it is not read and takes no memory."""
+    port, context = crowded.coordinator.home.settings.listen_port, tls(crowded.coordinator, crowded.south)
+    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n"
+    first, second = (context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10), server_hostname="127.0.0.1") for _ in range(2))
+    with first, second:
+        first.sendall(head)
+        time.sleep(0.1)
+        second.sendall(head)
+        assert first.recv(4096).startswith(b"HTTP/1.1 400 "), "too slow"
+        second.settimeout(0.6)
+        with pytest.raises(TimeoutError):
+            second.recv(4096)
+        second.settimeout(10)
+        assert second.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_client_that_leaves_in_the_middle_disturbs_nobody(crowded: Federation) -> None:
