@@ -12,6 +12,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Large pages for tensors, as our processes give them to those that they start.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -92,7 +92,8 @@ class Node:
         self._worker.kill()
 
     def _step(self) -> None:
-        """One question, and one message if there is one."""
+        """One question, and one message if there is one. The pace counts from the question, which may have waited over there."""
+        asked = time.monotonic()
         try:
             pulled = self._link.call(lambda connection: connection.pull())
         except ProtocolError as error:
@@ -106,7 +107,7 @@ class Node:
         self._board.reach(Stage.IDLE)
         if self._pace.is_idle:
             self._worker.stop()
-        self._link.wait(self._pace.next_wait())
+        self._link.wait(max(SHORTEST_POLL_SECONDS, self._pace.next_wait() - (time.monotonic() - asked)))
 
     def _serve(self, pulled: Pulled) -> None:
         """Answer one message. What nobody waits for any more is dropped; an error of ours leaves it in hand for the next start."""

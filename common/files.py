@@ -47,10 +47,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` in one step that a crash cannot cut in half."""
+def write_atomic(path: Path, *parts: bytes | str) -> None:
+    """Write the parts, one after the other, to `path` in one step that a crash cannot cut in half."""
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        for part in parts:
+            file.write(part.encode() if isinstance(part, str) else part)
 
 
 def cut_torn_line(path: Path) -> None:

@@ -42,7 +42,7 @@ def check_range(values: FloatArray, weight: float = 1.0) -> None:
 
 def decode(total: npt.NDArray[np.int64], divisor: float) -> FloatArray:
     """The float32 value of `total / divisor`."""
-    return (total / SCALE / divisor).astype(np.float32)
+    return np.divide(total, SCALE * divisor).astype(np.float32)
 
 
 def l2_norm(arrays: Arrays) -> float:
@@ -57,7 +57,8 @@ def l2_norm(arrays: Arrays) -> float:
 
 
 def _encoded(values: FloatArray, weight: float) -> npt.NDArray[np.int64]:
-    return np.rint(values.astype(np.float64) * weight * SCALE).astype(np.int64)
+    exact = np.multiply(values, weight * SCALE, dtype=np.float64)  # the scale is a power of two: as if multiplied one after the other
+    return np.rint(exact, out=exact).astype(np.int64)
 
 
 def _chunks(size: int) -> Iterator[slice]:

@@ -86,7 +86,7 @@ def _digest_arrays(digest: hashlib._Hash, arrays: Arrays) -> None:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(json.dumps([name, list(array.shape), array.dtype.str]).encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).data)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,15 @@ def record_of(records: RecordDict, name: str, kind: type[AnyRecord]) -> AnyRecor
 
 def array_record(arrays: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
     """The tensors as Flower carries them, in C order."""
-    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
+    return ArrayRecord({name: Array(str(array.dtype), array.shape, "numpy.ndarray", _npy(array)) for name, array in arrays.items()})
+
+
+def _npy(array: npt.NDArray[np.generic]) -> bytes:
+    """The tensor as `numpy.save` writes it, copied once."""
+    array = np.asarray(array, order="C")
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    return b"".join((head.getvalue(), array.reshape(-1).data))
 
 
 def name_problems(record: ArrayRecord, names: Collection[str]) -> list[str]:

@@ -17,6 +17,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import httpx
@@ -27,13 +28,18 @@ from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import message_to_proto, user_config_from_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf, make_push_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+    pull_objects,
+    push_objects,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -163,13 +169,16 @@ class FleetConnection:
         Nothing is confirmed, so it may be fetched again.
         """
         guard = ArrivalGuard(give_up)
-        ask = make_pull_object_fn_protobuf(
-            lambda request: self._call(self._client.PullObject, request, about_run=True), self._active, pulled.flower_run_id
-        )
+        contents: dict[str, memoryview] = {}
+
+        def take(identifier: str) -> bytes:
+            contents[identifier] = guard.counted(self._object(pulled.flower_run_id, guard.passed(identifier)))
+            return b""
+
         try:
-            contents = pull_objects(
+            pull_objects(
                 list(pulled.object_ids),
-                lambda identifier: guard.counted(ask(guard.passed(identifier))),
+                take,
                 max_concurrent_pulls=CONCURRENT_OBJECTS,
                 max_time=OBJECT_WAIT_SECONDS,
                 max_tries_per_object=None,
@@ -195,14 +204,36 @@ class FleetConnection:
             clientapp_runtime_list=[outgoing.seconds],
         )
         response = self._call(self._client.PushMessages, request, about_run=True)
-        send = make_push_object_fn_protobuf(
-            lambda part: self._call(self._client.PushObject, part, about_run=True), self._active, metadata.run_id, response.session_id
-        )
+        part = PushObjectRequest(node=self._active, run_id=metadata.run_id, session_id=response.session_id)
         wanted = set(response.objects_to_push)
         try:
-            push_objects(outgoing.objects, send, object_ids_to_push=wanted, keep_objects=True, max_concurrent_pushes=CONCURRENT_PUSHES)
+            push_objects(
+                outgoing.objects,
+                partial(self._push_object, part),
+                object_ids_to_push=wanted,
+                keep_objects=True,
+                max_concurrent_pushes=CONCURRENT_PUSHES,
+            )
         except ObjectPushError as error:
             raise Unreachable(f"{self._url}: did not keep a part of the reply ({error})") from error
+
+    def _object(self, flower_run_id: int, identifier: str) -> memoryview:
+        """One object of a message. Raises ObjectPullError, ObjectUnavailableError as Flower's own function does; and as `fetch`."""
+        request = PullObjectRequest(node=self._active, run_id=flower_run_id, object_id=identifier)
+        answer, content = self._call(self._client.pull_object, request, about_run=True)
+        if not answer.object_found:
+            raise ObjectPullError(identifier, "the object could not be found.")
+        if not answer.object_available:
+            raise ObjectUnavailableError(identifier)
+        return content
+
+    def _push_object(self, part: PushObjectRequest, identifier: str, content: bytes) -> None:
+        """One object of a reply. Raises ObjectPushError when it was not taken; and as `push`."""
+        request = PushObjectRequest()
+        request.CopyFrom(part)
+        request.object_id = identifier
+        if not self._call(lambda asked: self._client.push_object(asked, content), request, about_run=True):
+            raise ObjectPushError(identifier, part.run_id, part.session_id)
 
     @property
     def _active(self) -> Node:

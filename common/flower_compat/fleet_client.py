@@ -10,18 +10,22 @@ RunOver         this run takes no part in it any more (ended, or not ours): the 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import httpx
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.interceptors.http.utils import add_headers
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from common.errors import FederationError, WardroundError
+from common.errors import FederationError, ProtocolError, WardroundError
+from common.flower_compat.fleet_records import CONTENT, FLEET, MEDIA_TYPE
+from common.flower_compat.shallow import field_head, without_field
 
+CHUNK_BYTES: Final = 1 << 18
 PASSING: Final = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS})
 
 
@@ -47,6 +51,44 @@ class FleetClient(FleetHttpClient):
     def __init__(self, url: str, interceptors: Sequence[ProtobufClientInterceptor], tls: ssl.SSLContext) -> None:
         super().__init__(url, interceptors=interceptors, verify=tls)
         self._client.follow_redirects = False
+
+    def push_object(self, request: PushObjectRequest, content: bytes) -> bool:
+        """`PushObject` for a request without its content, which is not copied on the way; whether it was taken.
+
+        Raises what Flower's own calls raise.
+        """
+        head = request.SerializeToString(deterministic=True) + field_head(PushObjectRequest, CONTENT, len(content))
+        body = self._exchange("PushObject", "push-object", request, _Parts((head, content)))
+        return bool(PushObjectResponse.FromString(body).stored)
+
+    def pull_object(self, request: PullObjectRequest) -> tuple[PullObjectResponse, memoryview]:
+        """`PullObject`: the answer without the content, and the content where it lies in the answer. Raises as above."""
+        body = self._exchange("PullObject", "pull-object", request, _Parts((request.SerializeToString(deterministic=True),)))
+        try:
+            rest, content = without_field(body, PullObjectResponse, CONTENT)
+        except ProtocolError as error:
+            raise ValueError(str(error)) from error
+        return PullObjectResponse.FromString(rest), content
+
+    def _exchange(self, method: str, name: str, request: PushObjectRequest | PullObjectRequest, body: _Parts) -> bytes:
+        headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, "content-length": str(body.size_bytes)}
+        asked = self._client.build_request("POST", f"{self._base_url}{FLEET}{name}", content=body, headers=headers)
+        response = self._send(ProtobufRequestContext(f"/flwr.proto.Fleet/{method}", request, asked))
+        response.raise_for_status()
+        return response.content
+
+
+class _Parts:
+    """The bytes of a body, chunk by chunk, as often as they are asked for."""
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        self._parts = parts
+        self.size_bytes = sum(len(part) for part in parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._parts:
+            for start in range(0, len(part), CHUNK_BYTES):
+                yield part[start : start + CHUNK_BYTES]
 
 
 class VersionHeaders:

@@ -6,7 +6,7 @@ Whatever the link sends is bounded and checked here before anything is made of i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final
@@ -24,11 +24,11 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError, WardroundError
 from common.flower_compat.packing import packed, unpacked
+from common.flower_compat.pieces import inflated
 from common.protocol import MAX_ARRAY_BYTES
 
 MAX_OBJECTS: Final = 100_000
@@ -115,7 +115,7 @@ class ArrivalGuard:
             raise Interrupted("stopped while a message was on its way")
         return identifier
 
-    def counted(self, content: bytes) -> bytes:
+    def counted(self, content: memoryview) -> memoryview:
         """Content that still fits. Raises ProtocolError."""
         with self._lock:
             self._bytes += len(content)
@@ -136,10 +136,10 @@ def object_ids(tree: ObjectTree, message_id: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def records_of(message_id: str, contents: dict[str, bytes]) -> RecordDict:
+def records_of(message_id: str, contents: Mapping[str, memoryview]) -> RecordDict:
     """The records in the objects of a message; its header is not taken from here. Raises ProtocolError."""
     try:
-        message = inflate_object_from_contents(message_id, contents)
+        message = inflated(message_id, contents)
         if isinstance(message, Message) and message.has_content():
             return unpacked(message.content)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, DecodeError, UnexpectedObjectContentError) as error:

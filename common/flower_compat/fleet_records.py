@@ -48,6 +48,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError
+from common.flower_compat.shallow import field_head, without_field
 
 FLEET = "/v1/fleet/"
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
@@ -60,7 +61,7 @@ MAX_OBJECTS = 8192
 """Objects of one reply: two for each tensor and one for each piece; more would only keep Flower's database busy."""
 MAX_PUSH_BYTES = 17 << 20
 """Largest push-object: a piece of 16 MiB (`common.flower_compat.packing`) and what names it."""
-_LENGTH_DELIMITED = 2
+CONTENT = "object_content"
 _OBJECT_ID = re.compile("[0-9a-f]{64}")
 
 
@@ -154,15 +155,14 @@ def read_stored(body: bytes) -> bool:
     return bool(_parsed(PushObjectResponse, body).stored)
 
 
-def split_object(body: bytes) -> tuple[str, bytes, Callable[[bytes], bytes]]:
-    """Id and content of the object in a push-object, and what makes the same call with other content. Raises ProtocolError."""
-    call = _parsed(PushObjectRequest, body)
+def split_object(body: bytes) -> tuple[str, memoryview, Callable[[bytes], bytes]]:
+    """Id and content of the object in a push-object, not copied, and what makes the same call with other content. Raises ProtocolError."""
+    rest, content = without_field(body, PushObjectRequest, CONTENT)
 
-    def with_content(content: bytes) -> bytes:
-        call.object_content = content
-        return bytes(call.SerializeToString())
+    def with_content(other: bytes) -> bytes:
+        return rest + field_head(PushObjectRequest, CONTENT, len(other)) + other
 
-    return str(call.object_id), bytes(call.object_content), with_content
+    return str(_parsed(PushObjectRequest, rest).object_id), content, with_content
 
 
 def object_answer_head(size_bytes: int) -> bytes:
@@ -170,18 +170,8 @@ def object_answer_head(size_bytes: int) -> bytes:
 
     Protobuf takes the fields of a message in any order: the content comes last, so it need not be in memory.
     """
-    tag = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number << 3 | _LENGTH_DELIMITED
     found = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
-    return bytes(found) + _varint(tag) + _varint(size_bytes)
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; the highest bit of a byte says that more follow."""
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*digits, number])
+    return bytes(found) + field_head(PullObjectResponse, CONTENT, size_bytes)
 
 
 def _delivery(message: Any, tree: Any) -> Delivery:
@@ -235,7 +225,8 @@ def _reply_push(body: bytes) -> FleetCall:
 
 
 def _object_push(body: bytes) -> FleetCall:
-    call = _parsed(PushObjectRequest, body)
+    rest, _ = without_field(body, PushObjectRequest, CONTENT)
+    call = _parsed(PushObjectRequest, rest)
     return ObjectPush(
         node_id=int(call.node.node_id),
         run_id=int(call.run_id),

@@ -25,13 +25,18 @@ def objects_folder(database: Path) -> Path:
     return Path(f"{database}{OBJECTS_SUFFIX}")
 
 
-def write_object(folder: Path, object_id: str, content: bytes) -> int:
+def write_object(folder: Path, object_id: str, content: bytes | memoryview) -> int:
     """Put an object into its place in one step; returns the number of the file (`file_number`).
 
     Raises ValueError when it is not what its id says, OSError when it cannot be written; then nothing is left behind.
     """
     if hashlib.sha256(content).hexdigest() != object_id:
         raise ValueError(f"Object ID {object_id[:64]} does not match content hash")
+    return write_own_object(folder, object_id, content)
+
+
+def write_own_object(folder: Path, object_id: str, content: bytes | memoryview) -> int:
+    """The same for an object whose id this process has computed from these bytes. Raises OSError."""
     temporary = folder / f"{object_id}.{os.getpid()}.{threading.get_ident()}"
     try:
         temporary.write_bytes(content)

@@ -2,10 +2,10 @@
 """Few objects on the way: Flower makes one of each record and two of each tensor, and each object is a call of its own, here and there.
 
     small content    one record of one value: the bytes of all records by Flower's own schema
-    large content    the tensors of each record as one array of bytes: the length of a header (8 bytes), the header (JSON: name, dtype,
-                     shape, format and size of each tensor, in order), then the tensors' bytes as they were; so what several sites get
-                     alike is the same object for all of them. Flower cuts it into pieces, here of 16 MiB. All other records together
-                     are one more, as in small content
+    large content    the tensors of each record as one run of bytes: the length of a header (8 bytes), the header (JSON: name, dtype,
+                     shape, format and size of each tensor, in order), then the tensors' bytes as they were. It travels in pieces of
+                     16 MiB, each a record of one value (`pieces`); what several sites get alike is the same objects for all of them.
+                     All other records together are one more, as in small content
 
 What is not packed passes as it is. Packed content is unpacked once: what it holds is not looked into again.
 """
@@ -13,64 +13,99 @@ What is not packed passes as it is. Packed content is unpacked once: what it hol
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
-import flwr.app.message.array as flower_array
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError
+from common.flower_compat.pieces import NAME, Piece, Views, pieces_of, view_of
 
-NAME: Final = "packed"
-FORMAT: Final = "wardround.packed.1"
 PARCEL: Final = "wardround.parcel.1"
+PIECES: Final = "wardround.piece.1"
+"""A piece's record is called `PIECES/number/name of the record of tensors`, counted from 0."""
 SMALL_BYTES: Final = 1 << 20
 """Tensors that together have no more bytes than this go in a parcel."""
-PIECE_BYTES: Final = 1 << 24
 MAX_TENSORS: Final = 100_000
 MAX_HEADER_BYTES: Final = 1 << 24
 _LENGTH_BYTES: Final = 8
 
-vars(flower_array)["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"] = PIECE_BYTES  # Flower reads it from the environment, before anybody else runs
+
+Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 def packed(contents: Iterable[RecordDict]) -> list[RecordDict]:
     """The same records in few objects; a record of large tensors that several contents share stays shared."""
-    known: dict[int, ArrayRecord] = {}
+    known: dict[int, list[Piece]] = {}
 
-    def pack(record: ArrayRecord) -> ArrayRecord:
+    def pack(record: ArrayRecord) -> list[Piece]:
         if id(record) not in known:
             known[id(record)] = _pack(record)
         return known[id(record)]
 
-    return [_parcel(content) if _tensor_bytes(content) <= SMALL_BYTES else _apart(content, pack) for content in contents]
+    return [_packed(content, pack) for content in contents]
 
 
 def unpacked(content: RecordDict) -> RecordDict:
     """What `packed` was given. Raises ProtocolError."""
-    parcel = content.get(PARCEL)
-    if not isinstance(parcel, ConfigRecord):
-        return RecordDict(_unpacked_tensors(content))
-    records, tensors = _open(parcel), {name: one for name, one in content.items() if name != PARCEL}
-    if records.keys() & tensors.keys():
+    records: dict[str, Record] = {}
+    pieces: defaultdict[str, dict[int, memoryview]] = defaultdict(dict)
+    for name, record in content.items():
+        if name == PARCEL:
+            _add(records, _open(_bytes_of(record)))
+        elif name.startswith(f"{PIECES}/"):
+            number, owner = _place(name)
+            pieces[owner][number] = _bytes_of(record)
+        else:
+            _add(records, {name: record})
+    _add(records, {name: _unpack(_in_order(views)) for name, views in pieces.items()})
+    return RecordDict(records)
+
+
+def _add(records: dict[str, Record], more: Mapping[str, Record]) -> None:
+    if records.keys() & more.keys():
         raise ProtocolError("packed tensors: two records of one name")
-    return RecordDict({**records, **_unpacked_tensors(tensors)}) if tensors else records
+    records.update(more)
 
 
-def _unpacked_tensors(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _unpack(one) if isinstance(one, ArrayRecord) and _is_packed(one) else one for name, one in content.items()}
+def _bytes_of(record: Record) -> memoryview:
+    view = view_of(record) if isinstance(record, ConfigRecord) else None
+    if view is None:
+        raise ProtocolError("packed tensors: a parcel or a piece holds one value, and that is bytes")
+    return view
 
 
-def _apart(content: RecordDict, pack: Callable[[ArrayRecord], ArrayRecord]) -> RecordDict:
-    """Records of tensors by themselves, all others in one parcel; content that looks like one already passes as it is."""
-    if PARCEL in content:
+def _place(name: str) -> tuple[int, str]:
+    """Number and record of a piece."""
+    number, _, owner = name[len(PIECES) + 1 :].partition("/")
+    if not (number.isascii() and number.isdigit() and str(int(number[:9])) == number):
+        raise ProtocolError("packed tensors: a piece without its number")
+    return int(number), owner
+
+
+def _in_order(views: Mapping[int, memoryview]) -> list[memoryview]:
+    if sorted(views) != list(range(len(views))):
+        raise ProtocolError("packed tensors: a piece is missing")
+    return [views[number] for number in range(len(views))]
+
+
+def _packed(content: RecordDict, pack: Callable[[ArrayRecord], list[Piece]]) -> RecordDict:
+    """Content that is packed already passes as it is: its pieces are not to be read as records."""
+    if any(name == PARCEL or name.startswith(f"{PIECES}/") for name in content):
         return content
-    tensors = {name: pack(one) if len(one) > 1 else one for name, one in content.items() if isinstance(one, ArrayRecord)}
+    return _parcel(content) if _tensor_bytes(content) <= SMALL_BYTES else _apart(content, pack)
+
+
+def _apart(content: RecordDict, pack: Callable[[ArrayRecord], list[Piece]]) -> RecordDict:
+    """The tensors of each record in pieces, all other records in one parcel."""
+    tensors = {name: pack(one) for name, one in content.items() if isinstance(one, ArrayRecord)}
     others = RecordDict({name: one for name, one in content.items() if name not in tensors})
-    return RecordDict({**_parcel(others), **tensors})
+    pieces = {f"{PIECES}/{number}/{name}": piece for name, all_of_it in tensors.items() for number, piece in enumerate(all_of_it)}
+    return RecordDict({**_parcel(others), **pieces})
 
 
 def _tensor_bytes(content: RecordDict) -> int:
@@ -81,40 +116,29 @@ def _parcel(content: RecordDict) -> RecordDict:
     return RecordDict({PARCEL: ConfigRecord({NAME: bytes(recorddict_to_proto(content).SerializeToString())})})
 
 
-def _open(parcel: ConfigRecord) -> RecordDict:
-    content = parcel.get(NAME)
-    if len(parcel) != 1 or not isinstance(content, bytes):
-        raise ProtocolError("packed tensors: a parcel holds one value, and that is bytes")
+def _open(parcel: memoryview) -> RecordDict:
     try:
-        return recorddict_from_proto(ProtoRecordDict.FromString(content))
+        return recorddict_from_proto(ProtoRecordDict.FromString(bytes(parcel)))
     except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"packed tensors: the parcel cannot be read ({type(error).__name__})") from error
 
 
-def _pack(record: ArrayRecord) -> ArrayRecord:
+def _pack(record: ArrayRecord) -> list[Piece]:
     facts = [[name, array.dtype, list(array.shape), array.stype, len(array.data)] for name, array in record.items()]
     header = json.dumps(facts, separators=(",", ":")).encode()
-    content = b"".join((len(header).to_bytes(_LENGTH_BYTES, "big"), header, *(array.data for array in record.values())))
-    return ArrayRecord({NAME: Array("uint8", (len(content),), FORMAT, content)})
+    return pieces_of([len(header).to_bytes(_LENGTH_BYTES, "big"), header, *(array.data for array in record.values())])
 
 
-def _is_packed(record: ArrayRecord) -> bool:
-    return list(record) == [NAME] and record[NAME].stype == FORMAT
-
-
-def _unpack(record: ArrayRecord) -> ArrayRecord:
-    content = record[NAME].data
-    size = int.from_bytes(content[:_LENGTH_BYTES], "big")
-    if not 0 < size <= min(MAX_HEADER_BYTES, len(content) - _LENGTH_BYTES):
-        raise ProtocolError("packed tensors: the header does not fit")
-    entries = _entries(content[_LENGTH_BYTES : _LENGTH_BYTES + size])
-    place, arrays = _LENGTH_BYTES + size, {}
-    if sum(entry[4] for entry in entries) != len(content) - place:
+def _unpack(views: Sequence[memoryview]) -> ArrayRecord:
+    content = Views(views)
+    try:
+        size = int.from_bytes(content.take(_LENGTH_BYTES), "big")
+        entries = _entries(content.take(size if 0 < size <= MAX_HEADER_BYTES else -1))
+    except ValueError as error:
+        raise ProtocolError("packed tensors: the header does not fit") from error
+    if sum(entry[4] for entry in entries) != content.left:
         raise ProtocolError("packed tensors: the header does not fit the bytes")
-    for name, dtype, shape, stype, length in entries:
-        arrays[name] = Array(dtype, shape, stype, content[place : place + length])
-        place += length
-    return ArrayRecord(arrays)
+    return ArrayRecord({name: Array(dtype, shape, stype, content.take(length)) for name, dtype, shape, stype, length in entries})
 
 
 Entry = tuple[str, str, tuple[int, ...], str, int]

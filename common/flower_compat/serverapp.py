@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib
 import logging
+import mmap
 import os
 import sys
 import time
@@ -47,14 +48,15 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf, make_push_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects, push_objects
 from flwr.supercore.logger import LOGGER_NAME, mirror_output_to_queue
 from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError, RefusedError
-from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, write_object
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, write_own_object
 from common.flower_compat.packing import packed, unpacked
+from common.flower_compat.pieces import inflated
 from common.flower_compat.superlink import direct
 from common.json_log import RUN_LOG, JsonStream, json_handler
 
@@ -79,13 +81,14 @@ class Pace:
     def __init__(self) -> None:
         self._since = time.monotonic()
 
-    def after(self, found: bool) -> None:
-        """Call it after each answer; pauses when there was nothing."""
+    def after(self, found: bool, asked: float | None = None) -> None:
+        """Call it after each answer; pauses when there was nothing. What the answer took since `asked` (monotonic) was a pause too."""
+        now = time.monotonic()
         if found:
-            self._since = time.monotonic()
+            self._since = now
         else:
-            waited_seconds = time.monotonic() - self._since
-            time.sleep(min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS + PAUSE_SHARE * waited_seconds))
+            pause_seconds = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS + PAUSE_SHARE * (now - self._since))
+            time.sleep(max(0.0, pause_seconds - (0.0 if asked is None else now - asked)))
 
 
 class FederationGrid(HttpGrid):
@@ -148,20 +151,21 @@ class FederationGrid(HttpGrid):
         """What the SuperLink gets for an object: the object, or what says that it is in its file."""
         if self._objects is None or len(content) < LARGE_BYTES:
             return content
-        write_object(self._objects, object_id, content)
+        write_own_object(self._objects, object_id, content)
         return IN_A_FILE
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """The replies that are there, each read only when it is asked for."""
+        asked = time.monotonic()
         answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-        self._replies_pace.after(bool(answer.messages_list))
+        self._replies_pace.after(bool(answer.messages_list), asked)
         for announced, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
             yield self._inflated(announced, tree)
 
     def _inflated(self, announced: ProtoMessage, tree: ObjectTree) -> Message:
         try:
             contents = self._fetch(announced.metadata.message_id, tree)
-            message = inflate_object_from_contents(announced.metadata.message_id, contents)
+            message = inflated(announced.metadata.message_id, contents)
             if not isinstance(message, Message) or not _fits(message.metadata, announced):
                 raise ValueError("the reply says something else about itself than the SuperLink")
             if message.has_content():
@@ -171,13 +175,19 @@ class FederationGrid(HttpGrid):
         message.metadata.__dict__["_message_id"] = announced.metadata.message_id
         return message
 
-    def _fetch(self, message_id: str, tree: ObjectTree) -> dict[str, bytes]:
+    def _fetch(self, message_id: str, tree: ObjectTree) -> dict[str, bytes | memoryview]:
         """All objects of a reply, which the SuperLink then forgets."""
         run_id = self.run.run_id
         ask = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id)
-        contents = pull_objects(
+        contents: dict[str, bytes | memoryview] = {}
+
+        def take(identifier: str) -> bytes:
+            contents[identifier] = self._from_file(identifier) or ask(identifier)
+            return b""
+
+        pull_objects(
             [part.object_id for part in iterate_object_tree(tree)],
-            lambda identifier: self._from_file(identifier) or ask(identifier),
+            take,
             max_time=REPLY_SECONDS,
             max_tries_per_object=None,
             initial_backoff=OBJECT_BACKOFF_SECONDS,
@@ -188,14 +198,15 @@ class FederationGrid(HttpGrid):
         )
         return contents
 
-    def _from_file(self, object_id: str) -> bytes | None:
-        """A large object, when it is there already. Raises ObjectPullError for what cannot be the name of one."""
+    def _from_file(self, object_id: str) -> memoryview | None:
+        """A large object, as it lies in its file, when it is there already. Raises ObjectPullError for what cannot be the name of one."""
         if self._objects is None:
             return None
         if not is_valid_sha256_hash(object_id):
             raise ObjectPullError(object_id[:64], "not a SHA-256 digest")
         try:
-            return (self._objects / object_id).read_bytes()
+            with (self._objects / object_id).open("rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError:
             return None
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flower's SuperLink as we run it: on loopback, process isolation with a secret, authenticated nodes, nothing installed at run time.
 
-`python -m common.flower_compat.superlink …` is Flower's own command, with large objects in files (`object_store`) and with request bodies
-read once: Flower's middlewares hand a body on piece by piece through nine layers, which costs more than all else that is done with it.
+`python -m common.flower_compat.superlink …` is Flower's own command, with large objects in files (`object_store`), layers that are asked
+for their own paths only (`superlink_layers`), questions that wait for a message (`superlink_waiting`) and less bookkeeping (`link_state`).
 The rest is how our processes reach it: over TLS with our
 certificate authority, and never through a proxy, whatever the environment says.
 """
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import httpx
     from flwr.supercore.protobuf.client import ProtobufClient
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = "127.0.0.1"
 TIMEOUT_SECONDS = 30.0
@@ -90,49 +89,22 @@ def _http_client(ca_certificate: bytes) -> httpx.Client:
     return httpx.Client(verify=context, timeout=TIMEOUT_SECONDS, trust_env=False)
 
 
-class WholeBody:
-    """Outermost ASGI layer: the layers within get a request's body in one piece. The gateway has bounded it already."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        first = await receive()
-        if first.get("more_body"):
-            first = await _whole(first, receive)
-        waiting = [first]
-
-        async def next_event() -> Message:
-            return waiting.pop() if waiting else await receive()
-
-        await self._app(scope, next_event, send)
-
-
-async def _whole(first: Message, receive: Receive) -> Message:
-    """All pieces of a body as one; a client that has gone is what comes in their place."""
-    body = bytearray(first["body"])
-    while first.get("more_body"):
-        first = await receive()
-        if first["type"] != "http.request":
-            return first
-        body += first.get("body", b"")
-    return {"type": "http.request", "body": bytes(body), "more_body": False}
-
-
 def main(command_line: Sequence[str]) -> None:
     """Run the SuperLink until it is told to stop."""
     from flwr.superlink import config_loader, extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware
 
+    from common.flower_compat.link_state import use_lean_state
     from common.flower_compat.object_store import FileObjectStoreFactory
+    from common.flower_compat.superlink_layers import WholeBody, spare_layers
+    from common.flower_compat.superlink_waiting import Bell, Waiting
 
     vars(config_loader)["ObjectStoreFactory"] = FileObjectStoreFactory
-    vars(extensions)["get_middleware"] = lambda: (Middleware(WholeBody),)
+    bell = Bell()
+    use_lean_state(bell)
+    spare_layers()
+    vars(extensions)["get_middleware"] = lambda: (Middleware(WholeBody), Middleware(Waiting, bell=bell))
     sys.argv = ["flower-superlink", *command_line]
     flower_superlink()
 

@@ -28,7 +28,7 @@ class Outbox:
             self._folder.mkdir(parents=True)
             sync_folder(self._folder.parent)
         digest = hashlib.sha256(reply)
-        write_atomic(self._path(key), digest.digest() + reply)
+        write_atomic(self._path(key), digest.digest(), reply)
         return digest.hexdigest()
 
     def load(self, key: ChargeKey) -> bytes | None:

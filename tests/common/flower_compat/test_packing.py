@@ -4,11 +4,12 @@ import json
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from common.errors import ProtocolError
 from common.flower_compat import packing
-from common.flower_compat.packing import FORMAT, NAME, PARCEL, packed, unpacked
+from common.flower_compat.packing import NAME, PARCEL, PIECES, packed, unpacked
 from common.riders import payload_sha256
 
 TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(0.5, np.float32), "none": np.zeros((0, 4), np.float32)}
@@ -24,7 +25,7 @@ def by_hand(entries: object, tail: bytes, length: int | None = None) -> RecordDi
     header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
     size = len(header) if length is None else length
     data = size.to_bytes(8, "big") + header + tail
-    return RecordDict({"model": ArrayRecord({NAME: Array("uint8", (len(data),), FORMAT, data)})})
+    return RecordDict({f"{PIECES}/0/model": ConfigRecord({NAME: data})})
 
 
 @pytest.fixture
@@ -50,15 +51,22 @@ def test_a_parcel_that_does_not_fit_is_refused(parcel: dict[str, object]) -> Non
         unpacked(RecordDict({PARCEL: ConfigRecord(parcel)}))
 
 
-def test_a_parcel_inside_a_parcel_is_left_alone() -> None:
+def test_what_a_parcel_holds_is_not_looked_into() -> None:
+    inner = packed([content()])[0]
+    nested = RecordDict({PARCEL: ConfigRecord({NAME: recorddict_to_proto(inner).SerializeToString()})})
+    assert list(unpacked(nested)) == [PARCEL]
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_packed_twice_is_packed_once(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SMALL_BYTES", limit)
     (once,) = packed([content()])
-    (twice,) = packed([once])
-    assert list(unpacked(twice)) == [PARCEL]
+    assert packed([once])[0] is once
 
 
 def test_what_was_packed_is_unpacked_as_it_was(large: None) -> None:
     (on_the_way,) = packed([content()])
-    assert list(on_the_way["model"]) == [NAME]
+    assert list(on_the_way) == [PARCEL, f"{PIECES}/0/model"]
     back = unpacked(on_the_way)
     assert payload_sha256(back) == payload_sha256(content())
     assert list(back["model"]) == list(TENSORS)
@@ -71,29 +79,21 @@ def test_a_shared_record_stays_shared(large: None) -> None:
     first = content()
     second = RecordDict({"model": first["model"], "facts": ConfigRecord({"a": 2})})
     one, other = packed([first, second])
-    assert one["model"] is other["model"]
-
-
-def test_one_tensor_passes_as_it_is_and_other_records_are_one(large: None) -> None:
-    plain = RecordDict({"facts": ConfigRecord({"a": 1}), "counts": ArrayRecord({"counts": Array(np.arange(3))}), "b": ConfigRecord()})
-    (on_the_way,) = packed([plain])
-    assert on_the_way["counts"] is plain["counts"] and set(on_the_way) == {PARCEL, "counts"}
-    assert payload_sha256(unpacked(on_the_way)) == payload_sha256(plain)
-    assert unpacked(plain)["counts"] is plain["counts"]
+    assert one[f"{PIECES}/0/model"] is other[f"{PIECES}/0/model"]
 
 
 def test_a_parcel_beside_tensors_may_not_hold_a_record_of_their_name(large: None) -> None:
     (on_the_way,) = packed([content()])
     (other,) = packed([RecordDict({"model": ConfigRecord({"a": 1})})])
     with pytest.raises(ProtocolError, match="two records of one name"):
-        unpacked(RecordDict({"model": on_the_way["model"], PARCEL: other[PARCEL]}))
+        unpacked(RecordDict({**on_the_way, PARCEL: other[PARCEL]}))
 
 
 def test_a_model_is_a_handful_of_objects() -> None:
     """45 MB in 62 tensors: Flower alone would make some 140 objects of it, and each is a call."""
     tensors = {f"t{number}": Array(np.zeros(181_500, np.float32)) for number in range(62)}
     (on_the_way,) = packed([RecordDict({"model": ArrayRecord(tensors), "facts": ConfigRecord({"a": 1}), "more": ConfigRecord()})])
-    assert len(get_all_nested_objects(on_the_way)) == 7
+    assert len(get_all_nested_objects(on_the_way)) == 5
 
 
 ENTRY = ["w", "float32", [2], "numpy.ndarray", 4]
@@ -119,7 +119,14 @@ def test_what_does_not_fit_is_refused(forged: RecordDict) -> None:
         unpacked(forged)
 
 
-def test_packed_inside_packed_is_left_alone(large: None) -> None:
-    inner = packed([content()])[0]["model"][NAME]
-    nested = by_hand([[NAME, "uint8", list(inner.shape), FORMAT, len(inner.data)]], inner.data)
-    assert unpacked(nested)["model"][NAME].stype == FORMAT
+@pytest.mark.parametrize("names", [["0", "2"], ["1"], ["00"], ["-1"], ["x"], [""], ["0/", "1e9"]])
+def test_pieces_that_do_not_follow_each_other_are_refused(names: list[str]) -> None:
+    piece = ConfigRecord({NAME: b"1234"})
+    with pytest.raises(ProtocolError, match="packed tensors"):
+        unpacked(RecordDict({f"{PIECES}/{name}/model": piece for name in names}))
+
+
+def test_a_piece_is_a_record_of_one_value() -> None:
+    for odd in (ConfigRecord(), ConfigRecord({NAME: 1}), ConfigRecord({NAME: b"", "more": 1}), ArrayRecord()):
+        with pytest.raises(ProtocolError, match="one value"):
+            unpacked(RecordDict({f"{PIECES}/0/model": odd}))

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from common.flower_compat.fleet import FleetConnection
 from common.flower_compat.large_objects import objects_folder
-from common.flower_compat.superlink import WholeBody
+from common.flower_compat.superlink_layers import WholeBody
 from tests.common.flower_compat.loopback_link import new_node_key, running_link
 
 PIECES = [b"one", b"", b"two", b"three"]
