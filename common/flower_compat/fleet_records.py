@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flwr.common.constant import TIMESTAMP_HEADER
@@ -48,7 +49,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError
-from common.flower_compat.shallow import field_head, without_field
+from common.flower_compat.shallow import before_field, field_head, without_field
 
 FLEET = "/v1/fleet/"
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
@@ -150,6 +151,11 @@ def read_session(body: bytes) -> str:
     return str(_parsed(PushMessagesResponse, body).session_id)
 
 
+def stored_answer(is_stored: bool) -> bytes:
+    """The answer to push-object."""
+    return bytes(PushObjectResponse(stored=is_stored).SerializeToString())
+
+
 def read_stored(body: bytes) -> bool:
     """Whether the SuperLink took the object, in the answer to push-object. Raises ProtocolError."""
     return bool(_parsed(PushObjectResponse, body).stored)
@@ -158,11 +164,32 @@ def read_stored(body: bytes) -> bool:
 def split_object(body: bytes) -> tuple[str, memoryview, Callable[[bytes], bytes]]:
     """Id and content of the object in a push-object, not copied, and what makes the same call with other content. Raises ProtocolError."""
     rest, content = without_field(body, PushObjectRequest, CONTENT)
+    return str(_parsed(PushObjectRequest, rest).object_id), content, partial(_with_content, rest)
 
-    def with_content(other: bytes) -> bytes:
-        return rest + field_head(PushObjectRequest, CONTENT, len(other)) + other
 
-    return str(_parsed(PushObjectRequest, rest).object_id), content, with_content
+@dataclass(frozen=True)
+class ObjectOpening:
+    """How a push-object begins whose content comes last: the call, where its content begins, and what makes the same with other content."""
+
+    call: ObjectPush
+    start: int
+    with_content: Callable[[bytes], bytes]
+
+
+def read_opening(beginning: bytes, size_bytes: int) -> ObjectOpening | None:
+    """A push-object of `size_bytes` bytes by its beginning; None when it has to be read whole. Raises ProtocolError."""
+    found = before_field(beginning, size_bytes, PushObjectRequest, CONTENT)
+    if found is None:
+        return None
+    rest, start = found
+    call = _object_call(rest, size_bytes)
+    if not _OBJECT_ID.fullmatch(call.object_id):
+        raise ProtocolError("push-object: the id is no SHA-256 digest")
+    return ObjectOpening(call, start, partial(_with_content, rest))
+
+
+def _with_content(rest: bytes, content: bytes) -> bytes:
+    return rest + field_head(PushObjectRequest, CONTENT, len(content)) + content
 
 
 def object_answer_head(size_bytes: int) -> bytes:
@@ -225,14 +252,18 @@ def _reply_push(body: bytes) -> FleetCall:
 
 
 def _object_push(body: bytes) -> FleetCall:
-    rest, _ = without_field(body, PushObjectRequest, CONTENT)
+    return _object_call(without_field(body, PushObjectRequest, CONTENT)[0], len(body))
+
+
+def _object_call(rest: bytes, size_bytes: int) -> ObjectPush:
+    """A push-object by what is beside the content."""
     call = _parsed(PushObjectRequest, rest)
     return ObjectPush(
         node_id=int(call.node.node_id),
         run_id=int(call.run_id),
         object_id=str(call.object_id),
         session_id=str(call.session_id),
-        size_bytes=len(body),
+        size_bytes=size_bytes,
     )
 
 

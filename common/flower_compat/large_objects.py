@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
+import re
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 OBJECTS_SUFFIX: Final = ".objects"
 LARGE_BYTES: Final = 1 << 16
+_NUMBERS: Final = count()
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 IN_A_FILE: Final = b"\x00file"
 """What stands for a large object in the database and on the way there; no object can look like this."""
 
@@ -30,23 +33,57 @@ def write_object(folder: Path, object_id: str, content: bytes | memoryview) -> i
 
     Raises ValueError when it is not what its id says, OSError when it cannot be written; then nothing is left behind.
     """
-    if hashlib.sha256(content).hexdigest() != object_id:
-        raise ValueError(f"Object ID {object_id[:64]} does not match content hash")
-    return write_own_object(folder, object_id, content)
+    with ObjectWriter(folder, object_id) as writer:
+        writer.write(content)
+        return writer.finish()
 
 
 def write_own_object(folder: Path, object_id: str, content: bytes | memoryview) -> int:
     """The same for an object whose id this process has computed from these bytes. Raises OSError."""
-    temporary = folder / f"{object_id}.{os.getpid()}.{threading.get_ident()}"
-    try:
-        temporary.write_bytes(content)
-        number = temporary.stat().st_ino
-        temporary.replace(folder / object_id)
-        return number
-    except OSError:
+    with ObjectWriter(folder, object_id) as writer:
+        writer.write_trusted(content)
+        return writer.finish(is_trusted=True)
+
+
+class ObjectWriter:
+    """Puts an object into its place when it is whole; until then, and if it never is, there is nothing in that place."""
+
+    def __init__(self, folder: Path, object_id: str) -> None:
+        """Raises ValueError for what is no digest: it names a file."""
+        if not _DIGEST.fullmatch(object_id):
+            raise ValueError(f"Object ID {object_id[:64]} is no digest")
+        self._place = folder / object_id
+        self._digest = hashlib.sha256()
+        self._temporary = folder / f"{object_id}.{os.getpid()}.{next(_NUMBERS)}"
+
+    def __enter__(self) -> Self:
+        """Raises OSError."""
+        self._file = self._temporary.open("xb", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
         with suppress(OSError):
-            temporary.unlink()
-        raise
+            self._temporary.unlink()
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """The next bytes. Raises OSError."""
+        self._digest.update(piece)
+        self.write_trusted(piece)
+
+    def write_trusted(self, piece: bytes | memoryview) -> None:
+        """The next bytes, which the digest is not taken of. Raises OSError."""
+        view = memoryview(piece)
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def finish(self, is_trusted: bool = False) -> int:
+        """Put the object into its place; returns the number of the file. Raises ValueError when it is not what its id says, OSError."""
+        if not is_trusted and self._digest.hexdigest() != self._place.name:
+            raise ValueError(f"Object ID {self._place.name[:64]} does not match content hash")
+        number = self._temporary.stat().st_ino
+        self._temporary.replace(self._place)
+        return number
 
 
 def file_number(path: Path) -> int | None:

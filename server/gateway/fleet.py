@@ -6,11 +6,12 @@ from __future__ import annotations
 from asyncio import Semaphore
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from common.errors import ProtocolError
 from common.flower_compat.fleet_records import (
+    MEDIA_TYPE,
     NO_MESSAGES,
     NODE_KEY_HEADER,
     SIGNATURE_HEADERS,
@@ -24,13 +25,15 @@ from common.flower_compat.fleet_records import (
     RunCall,
     read_call,
     read_deliveries,
+    read_opening,
     read_session,
     read_stored,
+    stored_answer,
 )
 from server.gateway.answers import Sender
 from server.gateway.checks import Asked, Books, check, decoded_node_key, may_be_delivered
 from server.gateway.denied import Code, Denied
-from server.gateway.objects import LargeObjects
+from server.gateway.objects import Arrived, LargeObjects
 from server.gateway.pool import Answer, Headers
 from server.gateway.redelivery import Redelivery
 from server.gateway.request import Request
@@ -45,6 +48,21 @@ PUSH_OBJECT: Final = "push-object"
 Read = TypeVar("Read")
 
 
+@dataclass(frozen=True)
+class _Caller:
+    """Who calls: the site, the node's key that it names, and those of its headers that go on."""
+
+    site: RegisteredSite
+    node_key: bytes
+    headers: Headers
+
+    @classmethod
+    def of(cls, site: RegisteredSite, request: Request) -> _Caller:
+        """Raises Denied for headers that are not as they should be."""
+        headers = request.chosen_headers((*SIGNATURE_HEADERS, *VERSION_HEADERS))
+        return cls(site, decoded_node_key(request.header(NODE_KEY_HEADER)), headers)
+
+
 class FleetCalls:
     """Serves the Fleet calls of sites from one SuperLink."""
 
@@ -57,23 +75,47 @@ class FleetCalls:
         limits = self._books.limits
         limit_bytes = limits.object_bytes if name == PUSH_OBJECT else limits.fleet_bytes
         is_large = request.expected_bytes(limit_bytes) > limits.fleet_bytes
-        async with self._large[site.name] if is_large else nullcontext():
-            await self._serve(name, site, request, answer, limit_bytes)
+        caller = _Caller.of(site, request)
+        if not is_large:
+            await self._serve(name, caller, request, await request.body(limit_bytes, limits.chunk_seconds), answer)
+            return
+        async with self._large[site.name]:
+            await self._serve_large(caller, request, answer)
 
-    async def _serve(self, name: str, site: RegisteredSite, request: Request, answer: Sender, limit_bytes: int) -> None:
-        headers = request.chosen_headers((*SIGNATURE_HEADERS, *VERSION_HEADERS))
-        node_key = decoded_node_key(request.header(NODE_KEY_HEADER))
-        body = await request.body(limit_bytes, self._books.limits.chunk_seconds)
-        call = _read(name, body)
+    async def _serve_large(self, caller: _Caller, request: Request, answer: Sender) -> None:
+        """An object. If its content comes last, the call is checked before it is read, and it is never whole in memory."""
+        limits = self._books.limits
+        parts = request.parts(limits.object_bytes, limits.chunk_seconds)
+        beginning = await anext(parts)
+        opening = _read(lambda: read_opening(beginning, request.expected_bytes(limits.object_bytes)))
+        if opening is None:
+            await self._serve(PUSH_OBJECT, caller, request, b"".join([beginning, *[part async for part in parts]]), answer)
+            return
+        request.notes |= notes_of(opening.call)
+        try:
+            await check(Asked(caller.site, caller.node_key, opening.call), self._books)
+        except Denied:
+            async for _ in parts:  # who is still sending does not hear the answer
+                pass
+            raise
+        arrived = await self._objects.receive(opening, beginning, parts)
+        if arrived is None:
+            await answer.whole(200, [(b"content-type", MEDIA_TYPE.encode())], stored_answer(False))
+        else:
+            await self._pass_on(caller, opening.call, arrived, answer)
+
+    async def _serve(self, name: str, caller: _Caller, request: Request, body: bytes, answer: Sender) -> None:
+        site, headers = caller.site, caller.headers
+        call = _read(lambda: read_call(name, body))
         request.notes |= notes_of(call)
-        await check(Asked(site, node_key, call), self._books)
+        await check(Asked(site, caller.node_key, call), self._books)
         if name == PULL_OBJECT and isinstance(call, ObjectCall) and await self._objects.send(call.object_id, answer):
             return
         if name == PULL_MESSAGES:
             await self._pull(site, headers, body, request, answer)
             return
         if isinstance(call, ObjectPush):
-            await self._take(site, call, headers, body, answer)
+            await self._pass_on(caller, call, await self._objects.keep(body), answer)
             return
         async with self._superlink.call(name, headers, body) as response:
             if isinstance(call, ReplyPush) and response.is_success:
@@ -114,19 +156,18 @@ class FleetCalls:
             request.notes["routine"] = 1
         return deliveries
 
-    async def _take(self, site: RegisteredSite, call: ObjectPush, headers: Headers, body: bytes, answer: Sender) -> None:
+    async def _pass_on(self, caller: _Caller, call: ObjectPush, arrived: Arrived, answer: Sender) -> None:
         """An object of a reply. It counts against what the site may send, whether the SuperLink takes it or has it already."""
-        arrived = await self._objects.keep(body)
         is_taken = False
         try:
-            async with self._superlink.call(PUSH_OBJECT, headers, arrived.body) as response:
+            async with self._superlink.call(PUSH_OBJECT, caller.headers, arrived.body) as response:
                 content = await whole(response, self._books.limits.object_bytes)
             is_taken = response.is_success and _trusted(read_stored, content)
         finally:
             if not is_taken:
                 self._objects.forget(arrived)
         if response.is_success:
-            self._books.addressed.took_object(site.name, call.session_id, call.size_bytes)
+            self._books.addressed.took_object(caller.site.name, call.session_id, call.size_bytes)
         await answer.whole(response.status, headers_back(response), content)
 
     async def _open(self, site: RegisteredSite, call: ReplyPush, response: Answer, answer: Sender) -> None:
@@ -150,9 +191,10 @@ def notes_of(call: FleetCall) -> dict[str, str | int]:
     return notes
 
 
-def _read(name: str, body: bytes) -> FleetCall:
+def _read(read: Callable[[], Read]) -> Read:
+    """What a site has sent. Raises Denied when it is not that call."""
     try:
-        return read_call(name, body)
+        return read()
     except ProtocolError as error:
         raise Denied(400, Code.MALFORMED, f"{error}; the two ends may differ in version") from error
 

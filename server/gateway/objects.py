@@ -2,20 +2,22 @@
 """Large objects go to a site, and come from it, straight through the SuperLink's folder on this machine.
 
 Who may ask for an object or send one is decided before, as for any call. An object is named by its digest, so its bytes are the same from
-the file as from the SuperLink; on the way out they are read piece by piece and are never whole in memory. On the way in they are held
-against the digest and put into their file, and the SuperLink gets a few bytes that stand for them; what it does not take goes again.
+the file as from the SuperLink; on the way out they are read piece by piece and are never whole in memory. On the way in they go into a
+file as they come, are held against the digest and put into their place, and the SuperLink gets a few bytes that stand for them; what it
+does not take goes again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.flower_compat.fleet_records import MEDIA_TYPE, object_answer_head, split_object
-from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, objects_folder, remove_if_same, write_object
+from common.flower_compat.fleet_records import MEDIA_TYPE, ObjectOpening, object_answer_head, split_object
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, ObjectWriter, objects_folder, remove_if_same, write_object
 from server.gateway.answers import Sender
 from server.gateway.denied import Code, Denied
 
@@ -71,6 +73,25 @@ class LargeObjects:
         except (OSError, ValueError):
             return Arrived(body)
         return Arrived(with_content(IN_A_FILE), path if is_new else None, number)
+
+    async def receive(self, opening: ObjectOpening, beginning: bytes, parts: AsyncIterator[bytes]) -> Arrived | None:
+        """As `keep`, but the content goes into the file as it comes, and is never whole in memory; None when it could not be kept.
+
+        Raises what reading the parts raises; then nothing is left behind.
+        """
+        path = self._folder / opening.call.object_id
+        is_new = not path.exists()
+        try:
+            with ObjectWriter(self._folder, path.name) as writer:
+                writer.write(memoryview(beginning)[opening.start :])
+                async for part in parts:
+                    writer.write(part)
+                number = writer.finish()
+        except (OSError, ValueError):
+            async for _ in parts:
+                pass
+            return None
+        return Arrived(opening.with_content(IN_A_FILE), path if is_new else None, number)
 
     def forget(self, arrived: Arrived) -> None:
         """Remove the file of an object that the SuperLink has not taken."""

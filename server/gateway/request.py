@@ -8,7 +8,7 @@ a Content-Length, no other framing is taken, and no header that the gateway acts
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,25 +72,32 @@ class Request:
 
     async def body(self, limit_bytes: int, chunk_seconds: float, total_seconds: float | None = None) -> bytes:
         """The whole body. Raises Denied when it is too large or too slow, ClientGone when it does not end."""
-        expected_bytes = self.expected_bytes(limit_bytes)
         try:
             async with asyncio.timeout(total_seconds):
-                parts = await self._parts(expected_bytes, chunk_seconds)
+                parts = [part async for part in self.parts(limit_bytes, chunk_seconds)]
         except TimeoutError:
-            raise Denied(400, Code.BODY_TOO_SLOW, "the body did not come in time; check the connection and try again") from None
+            raise _too_slow() from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _parts(self, expected_bytes: int, chunk_seconds: float) -> list[bytes]:
-        parts: list[bytes] = []
+    async def parts(self, limit_bytes: int, chunk_seconds: float) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises as `body` does; then what came before is not the whole of it."""
+        expected_bytes = self.expected_bytes(limit_bytes)
         more = True
         while more:
-            async with asyncio.timeout(chunk_seconds):
-                message = await self.receive()
+            try:
+                async with asyncio.timeout(chunk_seconds):
+                    message = await self.receive()
+            except TimeoutError:
+                raise _too_slow() from None
             if message["type"] != "http.request":
                 raise ClientGone
-            parts.append(message.get("body", b""))
-            self.received_bytes += len(parts[-1])
+            part = message.get("body", b"")
+            self.received_bytes += len(part)
             more = message.get("more_body", False)
-        if self.received_bytes != expected_bytes:
-            raise Denied(400, Code.BAD_HEADERS, "the body has another size than its Content-Length")
-        return parts
+            if self.received_bytes > expected_bytes or (not more and self.received_bytes < expected_bytes):
+                raise Denied(400, Code.BAD_HEADERS, "the body has another size than its Content-Length")
+            yield part
+
+
+def _too_slow() -> Denied:
+    return Denied(400, Code.BODY_TOO_SLOW, "the body did not come in time; check the connection and try again")

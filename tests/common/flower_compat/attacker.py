@@ -53,6 +53,9 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE as MEDIA_TYPE
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from google.protobuf.message import Message
 
+from common.flower_compat.fleet_records import CONTENT
+from common.flower_compat.shallow import field_head
+
 Answer = TypeVar("Answer", bound=Message)
 APPS = 'serverapp = "evil:app"\nclientapp = "evil:app"\n'
 APP_PROJECT = f"""\
@@ -175,6 +178,11 @@ class FleetAttacker:
     def push_object(self, run_id: int, object_id: str, content: bytes, session: str = "") -> httpx.Response:
         request = PushObjectRequest(node=self._node, run_id=run_id, object_id=object_id, object_content=content, session_id=session)
         return self.post("push-object", request)
+
+    def object_call(self, run_id: int, object_id: str, content: bytes, session: str) -> bytes:
+        """A push-object as our own daemon writes it: the content comes last."""
+        facts = PushObjectRequest(node=self._node, run_id=run_id, object_id=object_id, session_id=session)
+        return bytes(facts.SerializeToString()) + field_head(PushObjectRequest, CONTENT, len(content)) + content
 
     def confirm(self, run_id: int, object_id: str) -> httpx.Response:
         return self.post(

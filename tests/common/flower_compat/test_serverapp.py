@@ -140,6 +140,16 @@ def test_the_pause_grows_with_the_waiting_and_starts_anew(monkeypatch: pytest.Mo
     assert slept == pytest.approx([0.03, 0.05, 0.23, 0.5, 0.03])
 
 
+def test_an_answer_that_took_long_was_a_pause_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    pace = Pace()
+    for asked in (100.0, 99.98, 99.0):
+        pace.after(False, asked)
+    assert slept == pytest.approx([0.03, 0.01, 0.0])
+
+
 def test_what_is_taken_from_flower_is_still_there() -> None:
     runner = importlib.import_module("flwr.superlink.runtime.run_serverapp")
     source = inspect.getsource(runner.run_serverapp)
