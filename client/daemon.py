@@ -34,6 +34,7 @@ from common.crypto.site_keys import SiteKeys
 from common.errors import CoordinatorUnreachable, InputError, WardroundError
 from common.flower_compat.fleet import FleetConnection, NotWelcome, Unreachable
 from common.listen import parse_listen
+from common.memory import give_back_large_blocks
 from common.protocol import RefusalCode
 from common.stopping import stopped_by_signal
 
@@ -50,6 +51,7 @@ def serve(home: SiteHome, terminal: TextIO | None = None, app: str = SITE_APP) -
     Raises InputError when another daemon runs here; StorageError when the folder cannot be written.
     """
     with only_daemon(home):
+        give_back_large_blocks()
         log = DaemonLog(home.logs, terminal, home.read_invitation().site)
         try:
             Daemon(home, log, app).run()

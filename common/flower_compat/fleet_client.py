@@ -74,8 +74,11 @@ class FleetClient(FleetHttpClient):
         headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, "content-length": str(body.size_bytes)}
         asked = self._client.build_request("POST", f"{self._base_url}{FLEET}{name}", content=body, headers=headers)
         response = self._send(ProtobufRequestContext(f"/flwr.proto.Fleet/{method}", request, asked))
-        response.raise_for_status()
-        return response.content
+        try:
+            response.raise_for_status()
+            return response.content
+        finally:
+            response.stream = httpx.ByteStream(b"")  # httpx ties the two into a cycle, and both bodies would stay until the collector runs
 
 
 class _Parts:

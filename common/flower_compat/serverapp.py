@@ -59,6 +59,7 @@ from common.flower_compat.packing import packed, unpacked
 from common.flower_compat.pieces import inflated
 from common.flower_compat.superlink import direct
 from common.json_log import RUN_LOG, JsonStream, json_handler
+from common.memory import keep_what_is_loaded
 
 RUNNER = "flwr.superlink.runtime.run_serverapp"
 OBJECT_BACKOFF_SECONDS = 0.02
@@ -270,6 +271,7 @@ def main(command_line: Sequence[str]) -> None:
     log_as_json()
     for module in (options.app, RUNNER):
         importlib.import_module(module)
+    keep_what_is_loaded()
     token_file = Path(options.token_file)
     token = token_file.read_text(encoding="ascii")
     token_file.unlink()

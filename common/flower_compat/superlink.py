@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from common.memory import keep_what_is_loaded
+
 if TYPE_CHECKING:
     import httpx
     from flwr.supercore.protobuf.client import ProtobufClient
@@ -106,6 +108,7 @@ def main(command_line: Sequence[str]) -> None:
     spare_layers()
     vars(extensions)["get_middleware"] = lambda: (Middleware(WholeBody), Middleware(Waiting, bell=bell))
     sys.argv = ["flower-superlink", *command_line]
+    keep_what_is_loaded()
     flower_superlink()
 
 
