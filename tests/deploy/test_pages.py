@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.environment import MEMORY
 from tests.deploy.command_lines import problem
 from tests.deploy.units import CLIENT_UNIT, DEPLOY, SERVER_UNIT, Unit
 
@@ -45,7 +46,9 @@ def test_page_and_unit_speak_of_the_same_folders_and_user(path: Path) -> None:
     name = path.stem
     assert unit.one("User") == unit.one("Group") == unit.one("StateDirectory") == unit.one("CacheDirectory") == name
     assert f"useradd --system --user-group --home-dir {unit.one('WorkingDirectory')} " in PAGE
-    assert f"--mode 0700 {unit.one('WorkingDirectory')} {unit.one('Environment').partition('=')[2]}" in PAGE
+    environment = dict(pair.split("=", 1) for pair in unit.one("Environment").split())
+    assert f"--mode 0700 {unit.one('WorkingDirectory')} {environment['WARDROUND_CACHE']}" in PAGE
+    assert MEMORY.items() <= environment.items(), "read when the process starts: too late for what it sets itself"
     assert f"sudo -u {name} " in PAGE and unit.one("ExecStart").split()[0] in PAGE
 
 
