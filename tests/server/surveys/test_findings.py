@@ -22,7 +22,7 @@ SITES = {"north": site(150, 100), "south": site(200, 0), "tiny": site(6, 6)}
 
 
 def test_who_differs_who_lacks_a_class_and_who_is_small() -> None:
-    findings = Findings(record_of(surveyed(), SITES))
+    findings = Findings(record_of(surveyed(), SITES, noise=False))
     assert [(lack.site, lack.label) for lack in findings.lacks()] == [("south", "opacity")]
     assert {name: findings.reaches_minimum(name) for name in SITES} == {"north": "yes", "south": "yes", "tiny": "no"}
     classes = next(table for table in findings.plan.tables if table.name == "classes")
@@ -69,7 +69,7 @@ class Checker(HTMLParser):
 
 
 def test_the_page_stands_alone_and_names_what_matters(tmp_path: Path) -> None:
-    record = record_of(surveyed(), {**SITES, "<b>odd": site(90, 90)}).with_refusal("away", "PAUSED")
+    record = record_of(surveyed(), {**SITES, "<b>odd": site(90, 90)}, noise=False).with_refusal("away", "PAUSED")
     text = write_survey_page(tmp_path, record).read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(text)
