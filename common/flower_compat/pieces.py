@@ -2,8 +2,8 @@
 """A long run of bytes as Flower's records, without the copies in between.
 
 Flower joins the parts of an array, cuts the whole into chunks and copies each chunk for its digest and again for its way; at the other end
-it copies each chunk, joins them, and copies the whole. A model of 45 MB is 500 MB of memory traffic by then, at each end. And an array in a
-record is two objects more, each a call. Here a piece is a ConfigRecord of one value, whose object is put together once; what arrives stays
+it copies each chunk, joins them, and copies the whole: with protobuf's own, seven copies of a model at each end. And an array in a record
+is two objects more, each a call. Here a piece is a ConfigRecord of one value, whose object is put together once; what arrives stays
 in the object that it came in. On the wire it is a record as Flower writes it.
 """
 

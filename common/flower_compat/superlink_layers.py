@@ -9,11 +9,13 @@ router goes by, so no call can reach a handler round its layer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.middleware.base import BaseHTTPMiddleware, DispatchFunction
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FLEET: Final = "/v1/fleet/"
@@ -72,42 +74,42 @@ def spare_layers() -> None:
 
     names = vars(main)
     for name in CONTROL_LAYERS:
-        names[name] = _spared(names[name], lambda path: path.startswith((FLEET, RUNTIME)))
+        names[name] = partial(_spared, names[name], lambda path: path.startswith((FLEET, RUNTIME)))
     for name in FLEET_LAYERS:
-        names[name] = _spared(_direct(names[name]), lambda path: path.startswith(RUNTIME))
-    names[TRACING_LAYER] = _spared(names[TRACING_LAYER], lambda _: os.environ.get(TRACING_SWITCH) != "1")
-    names[ERROR_LAYER] = _direct(names[ERROR_LAYER])
+        names[name] = partial(_spared, partial(_direct, names[name]), lambda path: path.startswith(RUNTIME))
+    names[TRACING_LAYER] = partial(_spared, names[TRACING_LAYER], lambda _: os.environ.get(TRACING_SWITCH) != "1")
+    names[ERROR_LAYER] = partial(_direct, names[ERROR_LAYER])
 
 
-def _spared(layer: type[BaseHTTPMiddleware], leaves: Leaves) -> type[BaseHTTPMiddleware]:
-    """The layer, with requests for paths that it leaves alone going round it."""
+def _spared(layer: Callable[[ASGIApp], ASGIApp], leaves: Leaves, app: ASGIApp) -> ASGIApp:
+    """The layer around `app`, with requests for paths that it leaves alone going round it."""
+    within = layer(app)
 
-    class Spared(layer):  # type: ignore[valid-type, misc]  # which of Flower's it is, is known when it runs
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            around = scope["type"] == "http" and leaves(scope["path"])
-            await (self.app(scope, receive, send) if around else super().__call__(scope, receive, send))
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        around = scope["type"] == "http" and leaves(scope["path"])
+        await (app if around else within)(scope, receive, send)
 
-    return Spared
+    return serve
 
 
-def _direct(layer: type[BaseHTTPMiddleware]) -> type[BaseHTTPMiddleware]:
+def _direct(layer: type[BaseHTTPMiddleware], app: ASGIApp, dispatch: DispatchFunction | None = None) -> ASGIApp:
     """A layer that either lets a request through or answers in its place, without a task and a queue for what comes back.
 
     Only for layers that do not touch an answer from within: it has gone out when they get to see it.
     """
     from starlette.requests import Request
 
-    class Direct(layer):  # type: ignore[valid-type, misc]  # as above
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await self.app(scope, receive, send)
-                return
+    decide: Callable[..., Awaitable[Response | None]] = (layer(app) if dispatch is None else layer(app, dispatch)).dispatch_func
 
-            async def inner(_: Request) -> None:
-                await self.app(scope, receive, send)
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async def through(_: Request) -> None:
+            await app(scope, receive, send)
 
-            instead = await self.dispatch_func(Request(scope, receive), inner)
-            if instead is not None:
-                await instead(scope, receive, send)
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        instead = await decide(Request(scope, receive), through)
+        if instead is not None:
+            await instead(scope, receive, send)
 
-    return Direct
+    return serve

@@ -100,6 +100,7 @@ class FleetCalls:
             raise
         arrived = await self._objects.receive(opening, beginning, parts)
         if arrived is None:
+            request.notes["code"] = "NOT_ITS_DIGEST"
             await answer.whole(200, [(b"content-type", MEDIA_TYPE.encode())], stored_answer(False))
         else:
             await self._pass_on(caller, opening.call, arrived, answer)

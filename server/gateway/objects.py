@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from common.errors import StorageError
 from common.flower_compat.fleet_records import MEDIA_TYPE, ObjectOpening, object_answer_head, split_object
 from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, ObjectWriter, objects_folder, remove_if_same, write_object
 from server.gateway.answers import Sender
@@ -76,9 +77,9 @@ class LargeObjects:
         return Arrived(with_content(IN_A_FILE), path if is_new else None, number)
 
     async def receive(self, opening: ObjectOpening, beginning: bytes, parts: AsyncIterator[bytes]) -> Arrived | None:
-        """As `keep`, but the content goes into the file as it comes, and is never whole in memory; None when it could not be kept.
+        """As `keep`, but the content goes into the file as it comes, and is never whole in memory; None when it is not what its id says.
 
-        Raises what reading the parts raises; then nothing is left behind.
+        Raises StorageError when it cannot be written, and what reading the parts raises; then nothing is left behind.
         """
         path = self._folder / opening.call.object_id
         is_new = not path.exists()
@@ -87,10 +88,12 @@ class LargeObjects:
                 async for some in _in_blocks(beginning[opening.start :], parts):
                     await asyncio.to_thread(writer.write, some)
                 number = writer.finish()
-        except (OSError, ValueError):
-            async for _ in parts:
-                pass
+        except ValueError:
             return None
+        except OSError as error:
+            async for _ in parts:  # who is still sending does not hear the answer
+                pass
+            raise StorageError(f"cannot write into {self._folder}: {error.strerror or error}; check free space and permissions") from error
         return Arrived(opening.with_content(IN_A_FILE), path if is_new else None, number)
 
     def forget(self, arrived: Arrived) -> None:

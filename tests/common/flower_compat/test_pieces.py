@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A piece is on the wire what Flower would have made of it, at both ends, whatever its size and however the parts are cut."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
@@ -56,11 +58,11 @@ def test_a_record_that_is_no_piece_is_flowers() -> None:
 
 
 @pytest.mark.parametrize("cut", [lambda content: content[:-1], lambda content: content + b"x", lambda content: b""])
-def test_an_object_of_another_length_is_no_piece(cut: object) -> None:
+def test_an_object_of_another_length_is_no_piece(cut: Callable[[bytes], bytes]) -> None:
     sent = RecordDict({"one": ConfigRecord({NAME: b"x" * 300})})
     contents = contents_of(sent)
     identifier = sent["one"].object_id
-    contents[identifier] = cut(contents[identifier])  # type: ignore[operator]
+    contents[identifier] = cut(contents[identifier])
     with pytest.raises((ValueError, DecodeError)):
         inflated(sent.object_id, contents)
 

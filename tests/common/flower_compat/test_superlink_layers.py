@@ -2,13 +2,15 @@
 """Flower's layers on the SuperLink, asked for their own paths only: who may call what is as it was."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 from flwr.superlink import main
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
 from common.flower_compat import superlink_layers
 from common.flower_compat.fleet_records import MEDIA_TYPE
@@ -20,24 +22,40 @@ FLEET_CALLS = ("pull-messages", "push-messages", "pull-object", "push-object", "
 RUNTIME_CALLS = ("pull-messages", "push-messages", "pull-object", "push-object", "get-nodes", "acquire-task", "push-logs")
 
 
+Layer = Callable[[Any], Any]
+
+
+class Watched(BaseHTTPMiddleware):
+    """In the place of a layer of Flower's: remembers what it was asked, and lets it through."""
+
+    asked: ClassVar[list[str]] = []
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        self.asked.append(request.url.path)
+        return await call_next(request)
+
+
 @pytest.fixture
-def layers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of Flower's layers, spared for this test only; every name of the module that is changed is put back."""
-    names = [*CONTROL_LAYERS, *FLEET_LAYERS, TRACING_LAYER, ERROR_LAYER]
-    for name in names:
+def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of Flower's layers; whatever a test changes there is put back."""
+    found = [*CONTROL_LAYERS, *FLEET_LAYERS, TRACING_LAYER, ERROR_LAYER]
+    for name in found:
         monkeypatch.setattr(main, name, getattr(main, name))
+    return found
+
+
+@pytest.fixture
+def layers(names: list[str]) -> dict[str, Layer]:
+    """How each is spared, with one that is watched in its place."""
+    for name in names:
+        setattr(main, name, Watched)
     spare_layers()
-    return names
+    return {name: getattr(main, name) for name in names}
 
 
-def entered(layer: type[BaseHTTPMiddleware], path: str) -> tuple[bool, list[Any]]:
-    """Whether a layer looks at a request for `path`, and what goes out."""
-    seen, sent = [], []
-
-    class Watched(layer):  # type: ignore[valid-type, misc]  # the layer under test
-        async def dispatch(self, request: Any, call_next: Any) -> Any:
-            seen.append(request.url.path)
-            return await call_next(request)
+def entered(layer: Layer, path: str) -> tuple[bool, int]:
+    """Whether a layer looks at a request for `path`, and the status that goes out."""
+    sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -49,33 +67,31 @@ def entered(layer: type[BaseHTTPMiddleware], path: str) -> tuple[bool, list[Any]
     async def send(message: Any) -> None:
         sent.append(message)
 
+    Watched.asked.clear()
     scope = {"type": "http", "path": path, "headers": [], "method": "POST", "query_string": b"", "scheme": "https", "server": ("x", 1)}
-    asyncio.run(Watched(app)(scope, receive, send))
-    return bool(seen), sent
+    asyncio.run(layer(app)(scope, receive, send))
+    return Watched.asked == [path], sent[0]["status"]
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/fleet/pull-object", "/v1/runtime/push-object", "/v1/control/list-runs", "/", "/health", "/v1/fleetx"]
 )
-def test_a_layer_is_asked_unless_it_would_do_nothing(layers: list[str], path: str) -> None:
+def test_a_layer_is_asked_unless_it_would_do_nothing(layers: dict[str, Layer], path: str) -> None:
     ours = path.startswith(("/v1/fleet/", "/v1/runtime/"))
-    for name in layers:
+    for name, layer in layers.items():
         is_left = ours if name in CONTROL_LAYERS else path.startswith("/v1/runtime/") if name in FLEET_LAYERS else name == TRACING_LAYER
-        was_asked, sent = entered(getattr(main, name), path)
-        assert was_asked is not is_left, name
-        assert sent[0]["status"] == 204, name
+        assert entered(layer, path) == (not is_left, 204), name
 
 
-def test_tracing_is_asked_when_it_is_on(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_asked_when_it_is_on(layers: dict[str, Layer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(superlink_layers.TRACING_SWITCH, "1")
-    assert entered(getattr(main, TRACING_LAYER), "/v1/fleet/pull-object")[0]
+    assert entered(layers[TRACING_LAYER], "/v1/fleet/pull-object") == (True, 204)
 
 
-def test_every_layer_of_flower_is_known(layers: list[str]) -> None:
-    """A layer that Flower adds is not spared unseen; one that it drops ends the start of the SuperLink."""
-    found = [layer.cls for layer in main._get_middleware() if isinstance(layer, Middleware)]
-    known = {getattr(main, name) for name in layers} | {main.ProtobufTranslationMiddleware}
-    assert set(found) == known and len(found) == 9
+def test_every_layer_of_flower_is_known(names: list[str]) -> None:
+    """A layer that Flower adds is not overlooked; one that it drops ends the start of the SuperLink."""
+    found = [layer.cls for layer in main._get_middleware()]
+    assert set(found) == {getattr(main, name) for name in names} | {main.ProtobufTranslationMiddleware} and len(found) == 9
 
 
 def test_who_is_not_a_node_gets_nothing(link: LoopbackLink) -> None:

@@ -49,8 +49,9 @@ class Link:
         async def send(_: Any) -> None:
             return None
 
+        scope: Any = {"type": "http", "path": path, "headers": [(KEY, who)]}
         started = time.monotonic()
-        await self.layer({"type": "http", "path": path, "headers": [(KEY, who)]}, receive, send)  # type: ignore[arg-type]  # what is read of it
+        await self.layer(scope, receive, send)
         return time.monotonic() - started
 
 
@@ -134,6 +135,18 @@ def test_only_so_many_wait(questions: Link, patient: None) -> None:
         await asyncio.gather(*waiting)
 
     asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_whoever_asked_once_and_never_again_does_not_fill_the_books(questions: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(superlink_waiting, "MOST_KNOWN", 3)
+
+    async def scene() -> float:
+        for number in range(7):
+            await questions.ask(b"%d" % number)
+        await questions.ask(b"new")
+        return await questions.ask(b"new")
+
+    assert asyncio.run(scene()) >= HOLD_SECONDS
 
 
 def test_other_calls_do_not_wait(questions: Link, patient: None) -> None:

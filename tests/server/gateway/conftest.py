@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.gateway.coordinator import NODE_OF, RUN_OF, Coordinator, Hospital, gateway
+from tests.common.flower_compat.attacker import FleetAttacker
+from tests.server.gateway.coordinator import NODE_OF, RUN_OF, Coordinator, Hospital, gateway, node
 from tests.server.gateway.upstream import Upstream, upstream
 
 
@@ -62,3 +63,15 @@ def federation(shared: Federation) -> Federation:
     shared.upstream.answers.clear()
     shared.upstream.seen.clear()
     return shared
+
+
+@pytest.fixture
+def north(federation: Federation) -> Iterator[FleetAttacker]:
+    with node(federation.coordinator, federation.north) as site:
+        yield site
+
+
+@pytest.fixture
+def south(federation: Federation) -> Iterator[FleetAttacker]:
+    with node(federation.coordinator, federation.south) as site:
+        yield site

@@ -5,7 +5,6 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,18 +23,6 @@ from tests.server.gateway.upstream import upstream
 
 NORTH, SOUTH, BOTH, NOBODY = RUN_OF["north"], RUN_OF["south"], RUN_OF["both"], RUN_OF["nobody"]
 UNKNOWN_RUN = 12345
-
-
-@pytest.fixture
-def north(federation: Federation) -> Iterator[FleetAttacker]:
-    with node(federation.coordinator, federation.north) as site:
-        yield site
-
-
-@pytest.fixture
-def south(federation: Federation) -> Iterator[FleetAttacker]:
-    with node(federation.coordinator, federation.south) as site:
-        yield site
 
 
 def refused(answer: httpx.Response, code: str, status: int = 403) -> bool:

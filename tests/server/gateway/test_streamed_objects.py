@@ -14,18 +14,12 @@ from common.flower_compat.large_objects import IN_A_FILE, objects_folder
 from tests.common.flower_compat.attacker import FleetAttacker
 from tests.common.flower_compat.fleet_bytes import object_id, pushed_object, stored
 from tests.server.gateway.conftest import Federation
-from tests.server.gateway.coordinator import RUN_OF, node
+from tests.server.gateway.coordinator import RUN_OF
 from tests.server.gateway.test_fleet_calls import deliver, open_session, refused
 
 NORTH, BOTH, NOBODY = RUN_OF["north"], RUN_OF["both"], RUN_OF["nobody"]
 CONTENT = os.urandom(3 << 20)
 NAME = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def north(federation: Federation) -> Iterator[FleetAttacker]:
-    with node(federation.coordinator, federation.north) as site:
-        yield site
 
 
 @pytest.fixture
@@ -83,6 +77,7 @@ def test_another_content_than_its_id_says_is_not_kept(federation: Federation, no
     answer = push(north, session, object_id("something else"))
     assert (answer.status_code, answer.content) == (200, stored(False))
     assert list(folder.iterdir()) == [] and len(federation.upstream.took("push-object")) == asked
+    assert federation.logged(code="NOT_ITS_DIGEST", status=200)
 
 
 @pytest.mark.parametrize("name", ["../../server.key", "/etc/passwd", "", "a/b"])
@@ -118,7 +113,7 @@ def test_half_an_object_leaves_nothing(federation: Federation, north: FleetAttac
     assert push(north, session).content == stored(True)
 
 
-def test_a_disk_that_takes_nothing_is_an_object_that_was_not_stored(
+def test_a_disk_that_takes_nothing_is_told_at_the_coordinator_and_tried_again(
     federation: Federation, north: FleetAttacker, session: str, folder: Path
 ) -> None:
     away = folder.with_name("away")
@@ -127,5 +122,7 @@ def test_a_disk_that_takes_nothing_is_an_object_that_was_not_stored(
         answer = push(north, session)
     finally:
         away.rename(folder)
-    assert (answer.status_code, answer.content) == (200, stored(False))
+    assert refused(answer, "STORAGE", 503)
+    said = (federation.coordinator.home.logs / "gateway.log").read_text()
+    assert "cannot write into" in said and str(folder) in said and "check free space" in said
     assert push(north, session).content == stored(True)
