@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A site's connection against a real SuperLink with TLS and node authentication, and against servers that answer nonsense."""
 
+import gc
 import ssl
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,30 @@ def test_a_message_and_its_answer(link: LoopbackLink, node: FleetConnection) -> 
         np.testing.assert_array_equal(reply.content["model"]["w"].numpy(), TENSOR)
     node.deactivate()
     assert not link.is_online(number)
+
+
+def test_a_message_that_is_dropped_leaves_nothing_in_memory(link: LoopbackLink, node: FleetConnection) -> None:
+    """Neither what came nor what went waits for the garbage collector, which looks at long lists of small things, and a model is none."""
+    number = node.activate()
+    with link.run(CONFIG) as server:
+        server.send(records(), number)
+        pulled = node.pull()
+        assert pulled is not None
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            message = node.fetch(pulled, never)
+            held = tracemalloc.get_traced_memory()[0]
+            del message
+            outgoing = answer_to(pulled, records("back"), 1.5)
+            node.push(outgoing)
+            del outgoing
+            left = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert held > TENSOR.nbytes and left < TENSOR.nbytes / 4
 
 
 def test_a_message_can_be_answered_from_its_header_alone(link: LoopbackLink, node: FleetConnection) -> None:
