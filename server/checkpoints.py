@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,11 @@ class Checkpoints:
         if state.record is not None:
             facts["record"] = state.record.to_json()
         content = save(_tensors(state), metadata=facts)
-        with atomic_file(path) as file:
-            for piece in _sealed(content):
-                file.write(piece)
+        with atomic_file(path) as file, ThreadPoolExecutor(1) as aside:
+            digest = aside.submit(hashlib.sha256, content)
+            file.write(content)
+            file.seek(_place_of_checksum(content))
+            file.write(digest.result().hexdigest().encode())
         for old in self._paths()[:-KEPT]:
             old.unlink(missing_ok=True)
         return path
@@ -165,12 +168,9 @@ def _with_prefix(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _sealed(content: bytes) -> Iterator[bytes | memoryview]:
-    """The pieces of the file: `content` with its checksum in the place of the zeros, without a copy of the tensors."""
-    place = _place_of(content, _UNSEALED) + len(_UNSEALED) - len(NO_CHECKSUM) - 1
-    yield content[:place]
-    yield hashlib.sha256(content).hexdigest().encode()
-    yield memoryview(content)[place + len(NO_CHECKSUM) :]
+def _place_of_checksum(content: bytes) -> int:
+    """Where the zeros are that the checksum, which is taken of the file with them, is written over."""
+    return _place_of(content, _UNSEALED) + len(_UNSEALED) - len(NO_CHECKSUM) - 1
 
 
 def _checked_facts(content: bytes) -> dict[str, str]:

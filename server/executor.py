@@ -100,11 +100,15 @@ def has_changes(home: ServerHome) -> bool:
 
 
 def sync_nodes(home: ServerHome) -> None:
-    """Register the node of each approved site that Flower does not know, and take off those of revoked ones. Raises NotRunning."""
+    """Register the node of each approved site that Flower does not know, and take off those of revoked ones. Raises NotRunning.
+
+    An id that Flower has lost is forgotten first: the gateway lets nobody go online while the new one is not written down.
+    """
     registered = {node.public_key: node.node_id for node in control.nodes(home)}
     for site in authority.registry(home).all():
         known = registered.get(site.node_key)
         if site.status == APPROVED and (known is None or site.node_id != known):
+            authority.registry(home).set_node_id(site.name, None)
             authority.register_node(home, site)
         elif site.status == REVOKED:
             authority.unregister_node(home, site if known is None else replace(site, node_id=known))

@@ -2,7 +2,7 @@
 """Who may import whom (DESIGN.md), read from the source with ast: nothing is imported, so a wrong arrow cannot hide."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -73,42 +73,46 @@ def import_time(tree: ast.Module) -> set[str]:
 
 
 def tops(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(parsed(path))}
+    return {name.split(".")[0] for name in imported(path)}
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def imported(path: Path) -> frozenset[str]:
+    """All modules that a file imports somewhere."""
+    return frozenset(imports(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-SOURCES = sources()
-every_file = pytest.mark.parametrize("name", [name for name, _ in SOURCES])
-PATHS = dict(SOURCES)
+SOURCES = dict(sources())
+PRODUCT = {name: path for name, path in SOURCES.items() if not name.startswith("tests/")}
+
+
+def broken(names: Iterable[str], rule: Callable[[str], set[str]]) -> dict[str, set[str]]:
+    """The files that break a rule, each with what it should not have."""
+    return {name: found for name in names if (found := rule(name))}
 
 
 def test_the_files_are_found() -> None:
-    assert {"common/study.py", "client/app.py", "server/app.py", "simulations/cli.py", "tests/test_imports.py"} <= set(PATHS)
+    assert {"common/study.py", "client/app.py", "server/app.py", "simulations/cli.py", "tests/test_imports.py"} <= set(SOURCES)
 
 
-@every_file
-def test_arrows_point_the_right_way(name: str) -> None:
-    package = name.split("/")[0]
-    if package != "tests":
-        assert tops(PATHS[name]) & set(OURS) <= MAY_IMPORT[package]
+def test_arrows_point_the_right_way() -> None:
+    assert broken(PRODUCT, lambda name: tops(SOURCES[name]) & set(OURS) - MAY_IMPORT[name.split("/")[0]]) == {}
 
 
-@every_file
-def test_only_the_simulation_sees_both_ends(name: str) -> None:
-    if not name.startswith(SEES_BOTH_ENDS):
-        assert not {"client", "server"} <= tops(PATHS[name])
+def test_only_the_simulation_sees_both_ends() -> None:
+    others = [name for name in SOURCES if not name.startswith(SEES_BOTH_ENDS)]
+    both = {"client", "server"}
+    assert broken(others, lambda name: both if both <= tops(SOURCES[name]) else set()) == {}
 
 
-@every_file
-def test_only_flower_compat_touches_flower_internals(name: str) -> None:
-    if name.startswith((COMPATIBILITY, f"tests/{COMPATIBILITY}")):
-        return
-    used = {name for name in imports(parsed(PATHS[name])) if name.split(".")[0] == "flwr"}
-    assert {module for module in used if not is_public(module)} == set()
+def test_only_flower_compat_touches_flower_internals() -> None:
+    others = [name for name in SOURCES if not name.startswith((COMPATIBILITY, f"tests/{COMPATIBILITY}"))]
+    assert broken(others, internals) == {}
+
+
+def internals(name: str) -> set[str]:
+    """What a file imports of Flower that is not public."""
+    return {module for module in imported(SOURCES[name]) if module.split(".")[0] == "flwr" and not is_public(module)}
 
 
 def is_public(module: str) -> bool:
@@ -116,15 +120,13 @@ def is_public(module: str) -> bool:
     return module in PUBLIC_FLOWER or module.rpartition(".")[0] in PUBLIC_FLOWER
 
 
-@every_file
-def test_heavy_libraries_are_imported_where_they_are_used(name: str) -> None:
-    if not name.startswith("tests/"):
-        assert import_time(parsed(PATHS[name])) & ONLY_WHERE_USED == set()
+def test_heavy_libraries_are_imported_where_they_are_used() -> None:
+    assert broken(PRODUCT, lambda name: import_time(ast.parse(SOURCES[name].read_text(encoding="utf-8"))) & ONLY_WHERE_USED) == {}
 
 
-@every_file
-def test_every_file_names_its_licence_first(name: str) -> None:
-    assert PATHS[name].read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: Apache-2.0\n")
+def test_every_file_names_its_licence_first() -> None:
+    licence = "# SPDX-License-Identifier: Apache-2.0\n"
+    assert [name for name, path in SOURCES.items() if not path.read_text(encoding="utf-8").startswith(licence)] == []
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,8 @@ def refusal(url: str, response: httpx.Response, about_run: bool) -> WardroundErr
     code = None if said is None else said.code
     if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         return StillOnline(f"{url}: this node is still online there, or is not registered yet; it is tried again")
+    if status == httpx.codes.TOO_EARLY:
+        return Unreachable(f"{url}: this site's node is still being registered there; it is tried again")
     if code == ApiErrorCode.RUNTIME_VERSION_INCOMPATIBLE:
         return NotWelcome(f"{url}: runs another version of Flower; both ends must have the same")
     if status == httpx.codes.UNAUTHORIZED or (status == httpx.codes.FORBIDDEN and not about_run):

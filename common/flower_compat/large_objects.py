@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, Self
 
 OBJECTS_SUFFIX: Final = ".objects"
-LARGE_BYTES: Final = 1 << 16
+LARGE_BYTES: Final = 1 << 7
+"""Objects from this size on lie in files: all but the smallest, for reading one there is no call to the SuperLink."""
 _NUMBERS: Final = count()
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 IN_A_FILE: Final = b"\x00file"

@@ -18,41 +18,47 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.server.superlink.linkstate import SqlLinkState
 from typing_extensions import override
 
-from common.flower_compat.superlink_waiting import Bell
+from common.flower_compat.superlink_waiting import Bell, Bells
 
 LOOK_SECONDS: Final = 0.5
 
 
 class LeanLinkState(SqlLinkState):
-    """The state of the SuperLink that we run. `bell` is rung whenever a message is complete, and can be pulled."""
+    """The state of the SuperLink that we run. Of `bells` one is rung whenever a message is complete, and can be pulled."""
 
-    def __init__(self, *arguments: Any, bell: Bell) -> None:  # Flower's own arguments, handed on
+    def __init__(self, *arguments: Any, bells: Bells) -> None:  # Flower's own arguments, handed on
         super().__init__(*arguments)
-        self._bell = bell
+        self._bells = bells
         self._looked = -LOOK_SECONDS
+        self._ways: dict[str, Bell] = {}
         self._closed = threading.local()
 
     @override
     def store_message_and_object_tree(self, message: Message, object_tree: ObjectTree, session_id: str) -> tuple[bool, list[str]]:
         """As Flower's own."""
+        way = self._bells.runs if message.metadata.reply_to_message_id else self._bells.sites
+        self._ways[session_id] = way
         stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
         if stored and not missing:
-            self._bell.ring()
+            way.ring()
         return stored, missing
 
     @override
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
         """As Flower's own."""
-        self._closed.session = False
+        self._closed.ways = set()
         stored = super().store_object(run_id, session_id, object_id, object_content)
-        if stored and self._closed.session:
-            self._bell.ring()
+        if stored:
+            for way in self._closed.ways:
+                way.ring()
         return stored
 
     @override
     def _cleanup_push_session(self, session_id: str, *, cleanup_messages: bool) -> None:
         super()._cleanup_push_session(session_id, cleanup_messages=cleanup_messages)
-        self._closed.session = True
+        way = self._ways.pop(session_id, None)
+        ways = {self._bells.sites, self._bells.runs} if way is None else {way}
+        self._closed.ways = getattr(self._closed, "ways", set()) | ways
 
     @override
     def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
@@ -67,8 +73,8 @@ class LeanLinkState(SqlLinkState):
             self._looked = moment
 
 
-def use_lean_state(bell: Bell) -> None:
+def use_lean_state(bells: Bells) -> None:
     """Make Flower's next application keep its state in a `LeanLinkState`."""
     from flwr.server.superlink.linkstate import linkstate_factory
 
-    vars(linkstate_factory)["SqlLinkState"] = partial(LeanLinkState, bell=bell)
+    vars(linkstate_factory)["SqlLinkState"] = partial(LeanLinkState, bells=bells)

@@ -100,13 +100,13 @@ def main(command_line: Sequence[str]) -> None:
     from common.flower_compat.link_state import use_lean_state
     from common.flower_compat.object_store import FileObjectStoreFactory
     from common.flower_compat.superlink_layers import WholeBody, spare_layers
-    from common.flower_compat.superlink_waiting import Bell, Waiting
+    from common.flower_compat.superlink_waiting import Bells, Waiting
 
     vars(config_loader)["ObjectStoreFactory"] = FileObjectStoreFactory
-    bell = Bell()
-    use_lean_state(bell)
+    bells = Bells()
+    use_lean_state(bells)
     spare_layers()
-    vars(extensions)["get_middleware"] = lambda: (Middleware(WholeBody), Middleware(Waiting, bell=bell))
+    vars(extensions)["get_middleware"] = lambda: (Middleware(WholeBody), Middleware(Waiting, bells=bells))
     sys.argv = ["flower-superlink", *command_line]
     keep_what_is_loaded()
     flower_superlink()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ MOST_HELD: Final = 32
 MOST_KNOWN: Final = 10_000
 EMPTY_BYTES: Final = 64
 """An answer with a message is longer."""
-WHO: Final = {"/v1/fleet/pull-messages": b"flwr-public-key", "/v1/runtime/pull-messages": b"authorization"}
+SITES: Final = "/v1/fleet/pull-messages"
+RUNS: Final = "/v1/runtime/pull-messages"
+WHO: Final = {SITES: b"flwr-public-key", RUNS: b"authorization"}
 """The questions, and the header that tells who asks."""
 
 
@@ -58,11 +61,20 @@ class Bell:
             event.set()
 
 
+@dataclass(frozen=True)
+class Bells:
+    """One for those who wait for messages to sites, one for those who wait for replies."""
+
+    sites: Bell = field(default_factory=Bell)
+    runs: Bell = field(default_factory=Bell)
+
+
 class Waiting:
     """ASGI layer that holds the questions of `WHO`. It has to be within one that reads the body whole."""
 
-    def __init__(self, app: ASGIApp, bell: Bell) -> None:
-        self._app, self._bell = app, bell
+    def __init__(self, app: ASGIApp, bells: Bells) -> None:
+        self._app = app
+        self._bells: Final = {SITES: bells.sites, RUNS: bells.runs}
         self._empty: dict[bytes, int] = {}
         self._held = 0
 
@@ -74,21 +86,22 @@ class Waiting:
             return
         who = scope["path"].encode() + next((value for name, value in scope["headers"] if name == header), b"")
         body = await receive()
-        if not await self._is_time(self._empty.pop(who, None), receive):
+        bell = self._bells[scope["path"]]
+        if not await self._is_time(bell, self._empty.pop(who, None), receive):
             return
-        before, length = self._bell.count, _Length(send)
+        before, length = bell.count, _Length(send)
         await self._app(scope, _then(body, receive), length)
         if length.bytes <= EMPTY_BYTES:
             if len(self._empty) >= MOST_KNOWN:  # each run's server asks under a name of its own, and then never again
                 self._empty.clear()
             self._empty[who] = before
 
-    async def _is_time(self, count: int | None, receive: Receive) -> bool:
+    async def _is_time(self, bell: Bell, count: int | None, receive: Receive) -> bool:
         """Wait as long as there is nothing new; False when the caller has gone, and must be given no message."""
         if count is None or self._held >= MOST_HELD:
             return True
         self._held += 1
-        heard, gone = asyncio.ensure_future(self._bell.heard(count)), asyncio.ensure_future(_gone(receive))
+        heard, gone = asyncio.ensure_future(bell.heard(count)), asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait((heard, gone), timeout=HOLD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             return not gone.done()

@@ -77,6 +77,12 @@ async def _node_key_is_the_sites(asked: Asked, _books: Books) -> None:
         )
 
 
+async def _node_is_registered(asked: Asked, _books: Books) -> None:
+    """Activation: Flower may know the node a moment before we know its id, and until then every other call would be refused."""
+    if isinstance(asked.call, Activation) and asked.site.node_id is None:
+        raise Denied(425, Code.NOT_REGISTERED, "this site's node is being registered; try again in some seconds", retry_after_seconds=1.0)
+
+
 async def _node_id_is_the_sites(asked: Asked, _books: Books) -> None:
     if not isinstance(asked.call, NodeCall):
         return
@@ -135,6 +141,7 @@ async def _reply_has_room(asked: Asked, books: Books) -> None:
 
 CHECKS: tuple[Callable[[Asked, Books], Awaitable[None]], ...] = (
     _node_key_is_the_sites,
+    _node_is_registered,
     _node_id_is_the_sites,
     _run_is_approved,
     _object_is_addressed,

@@ -15,30 +15,35 @@ from flwr.superlink.federation import NoOpFederationManager
 from common.flower_compat import link_state
 from common.flower_compat.link_state import LeanLinkState
 from common.flower_compat.object_store import FileObjectStoreFactory
-from common.flower_compat.superlink_waiting import Bell
+from common.flower_compat.superlink_waiting import Bells
 
 
 @pytest.fixture
-def bell() -> Bell:
-    return Bell()
+def bells() -> Bells:
+    return Bells()
 
 
 @pytest.fixture
-def state(tmp_path: Path, bell: Bell) -> LeanLinkState:
-    path = str(tmp_path / "superlink.sqlite")
-    made = LeanLinkState(path, NoOpFederationManager(), FileObjectStoreFactory(path).store(), bell=bell)
+def state(tmp_path: Path, bells: Bells) -> LeanLinkState:
+    return opened(tmp_path, bells)
+
+
+def opened(folder: Path, bells: Bells) -> LeanLinkState:
+    """The state in the database in `folder`."""
+    path = str(folder / "superlink.sqlite")
+    made = LeanLinkState(path, NoOpFederationManager(), FileObjectStoreFactory(path).store(), bells=bells)
     made.initialize()
     return made
 
 
-def message_for(run_id: int, node_id: int) -> Message:
-    """An instruction as the SuperLink gets it."""
+def message_for(run_id: int, sender: int, receiver: int, answered: str = "") -> Message:
+    """An instruction or a reply as the SuperLink gets it."""
     metadata = Metadata(
         run_id=run_id,
         message_id="",
-        src_node_id=1,
-        dst_node_id=node_id,
-        reply_to_message_id="",
+        src_node_id=sender,
+        dst_node_id=receiver,
+        reply_to_message_id=answered,
         group_id="",
         created_at=time.time(),
         ttl=100.0,
@@ -49,18 +54,40 @@ def message_for(run_id: int, node_id: int) -> Message:
     return message
 
 
-def test_the_bell_rings_when_the_last_object_is_there(state: LeanLinkState, bell: Bell) -> None:
+def rung(bells: Bells) -> tuple[int, int]:
+    return bells.sites.count, bells.runs.count
+
+
+def test_a_bell_rings_when_the_last_object_is_there(state: LeanLinkState, bells: Bells) -> None:
+    """That of the sites for a message, that of the runs for the reply."""
     node_id = state.create_node("us", NOOP_ACCOUNT_NAME, b"key", 30.0)
     state.activate_node(node_id, 30.0)
     run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, "us", TaskType.SERVER_APP)
-    message = message_for(run_id, node_id)
-    objects = get_all_nested_objects(message)
+    sent = message_for(run_id, 1, node_id)
+    before = rung(bells)
+    for message, after in ((sent, (1, 0)), (message_for(run_id, node_id, 1, sent.object_id), (1, 1))):
+        objects = get_all_nested_objects(message)
+        session = state.start_session(run_id)
+        stored, missing = state.store_message_and_object_tree(message, get_object_tree(message), session)
+        assert stored and missing
+        for number, identifier in enumerate(missing, 1):
+            assert rung(bells) == before
+            assert state.store_object(run_id, session, identifier, objects[identifier].deflate())
+            assert rung(bells) == (after if number == len(missing) else before)
+        before = after
+
+
+def test_after_a_restart_nobody_knows_which_bell_and_both_ring(state: LeanLinkState, bells: Bells, tmp_path: Path) -> None:
+    node_id = state.create_node("us", NOOP_ACCOUNT_NAME, b"key", 30.0)
+    state.activate_node(node_id, 30.0)
+    run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, "us", TaskType.SERVER_APP)
+    message = message_for(run_id, 1, node_id)
     session = state.start_session(run_id)
-    stored, missing = state.store_message_and_object_tree(message, get_object_tree(message), session)
-    assert stored and set(missing) == set(objects) and bell.count == 0
-    for number, (identifier, one) in enumerate(objects.items(), 1):
-        assert state.store_object(run_id, session, identifier, one.deflate())
-        assert bell.count == (number == len(objects))
+    _, missing = state.store_message_and_object_tree(message, get_object_tree(message), session)
+    again = opened(tmp_path, bells)
+    for identifier in missing:
+        again.store_object(run_id, session, identifier, get_all_nested_objects(message)[identifier].deflate())
+    assert rung(bells) == (1, 1)
 
 
 def test_who_is_late_is_looked_for_at_intervals(state: LeanLinkState, monkeypatch: pytest.MonkeyPatch) -> None:

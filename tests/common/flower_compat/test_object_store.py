@@ -18,10 +18,11 @@ from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, objects_f
 from common.flower_compat.object_store import FileObjectStore
 
 RUN = 1 << 63
+SIZE = 1 << 16
 
 
-def record(numbers: int = LARGE_BYTES, seed: int = 0) -> tuple[ObjectTree, dict[str, bytes]]:
-    """A record with one tensor: its tree and its objects, of which one is large."""
+def record(numbers: int = SIZE, seed: int = 0) -> tuple[ObjectTree, dict[str, bytes]]:
+    """A record with one tensor: its tree and its objects, of which the tensor's bytes are large."""
     numbers_of = np.random.default_rng(seed).random(numbers)
     made = ArrayRecord({"weight": Array(numbers_of)})
     return get_object_tree(made), {name: one.deflate() for name, one in get_all_nested_objects(made).items()}
@@ -88,9 +89,9 @@ def test_forgotten_objects_leave_no_file(path: Path) -> None:
         store.preregister(RUN, tree)
         for name, content in objects.items():
             store.put(name, content)
-    assert len(files(path)) == 2
+    assert set(files(path)) == set(first) | set(second)
     store.delete(one.object_id)
-    assert set(files(path)) <= set(second) and len(files(path)) == 1
+    assert set(files(path)) == set(second)
     store.delete_objects_in_run(RUN)
     assert files(path) == {}
 
@@ -148,21 +149,21 @@ def test_a_torn_file_is_never_handed_out(path: Path) -> None:
     store.preregister(RUN, tree)
     for name, content in objects.items():
         store.put(name, content)
-    (torn,) = files(path)
+    torn = max(objects, key=lambda name: len(objects[name]))
     file = objects_folder(path) / torn
     file.write_bytes(objects[torn][:-100])
     again = opened(path)
-    assert again.get(torn) == b"" and files(path) == {}
+    assert again.get(torn) == b"" and torn not in files(path)
     again.put(torn, objects[torn])
     assert again.get(torn) == objects[torn]
 
 
 def test_a_full_disk_leaves_nothing_half_written(path: Path) -> None:
-    store, (tree, objects) = opened(path), record(16 * LARGE_BYTES)
+    store, (tree, objects) = opened(path), record(16 * SIZE)
     store.preregister(RUN, tree)
     large = max(objects, key=lambda name: len(objects[name]))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * LARGE_BYTES, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * SIZE, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"):
             store.put(large, objects[large])
@@ -195,14 +196,14 @@ def test_a_file_that_is_no_object_or_was_not_announced_is_not_taken(path: Path) 
     with pytest.raises(NoObjectInStoreError):
         store.put(name, IN_A_FILE)
     store.preregister(RUN, tree)
-    (objects_folder(path) / name).write_bytes(b"no object" * LARGE_BYTES)
+    (objects_folder(path) / name).write_bytes(b"no object" * SIZE)
     with pytest.raises(UnexpectedObjectContentError):
         store.put(name, IN_A_FILE)
     assert store.get(name) == b""
 
 
 def test_a_file_is_written_whole_and_only_under_its_own_name(tmp_path: Path) -> None:
-    content = b"a" * LARGE_BYTES
+    content = b"a" * SIZE
     name = hashlib.sha256(content).hexdigest()
     write_object(tmp_path, name, content)
     with pytest.raises(ValueError, match="does not match"):

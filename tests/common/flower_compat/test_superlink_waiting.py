@@ -13,11 +13,12 @@ from flwr.app.message import Message
 
 from common.flower_compat import superlink_waiting
 from common.flower_compat.fleet import FleetConnection, answer_to
-from common.flower_compat.superlink_waiting import HOLD_SECONDS, MOST_HELD, Bell, Waiting
+from common.flower_compat.superlink_waiting import HOLD_SECONDS, MOST_HELD, Bells, Waiting
 from tests.common.flower_compat.loopback_link import LoopbackLink, new_node_key
 from tests.common.flower_compat.server_side import ServerEnd
 
 FLEET, KEY = "/v1/fleet/pull-messages", b"flwr-public-key"
+RUNTIME, TOKEN = "/v1/runtime/pull-messages", b"authorization"
 EMPTY, FULL = b"", b"x" * 200
 
 
@@ -25,14 +26,14 @@ class Link:
     """An application behind the layer, whose answers a test sets; `asked` has who came through."""
 
     def __init__(self) -> None:
-        self.bell = Bell()
+        self.bells = Bells()
         self.answer = EMPTY
         self.asked: list[bytes] = []
-        self.layer = Waiting(self._app, self.bell)
+        self.layer = Waiting(self._app, self.bells)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         assert (await receive())["body"] == b"question"
-        self.asked.append(dict(scope["headers"]).get(KEY, b""))
+        self.asked.append(scope["headers"][0][1])
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": self.answer})
 
@@ -49,7 +50,7 @@ class Link:
         async def send(_: Any) -> None:
             return None
 
-        scope: Any = {"type": "http", "path": path, "headers": [(KEY, who)]}
+        scope: Any = {"type": "http", "path": path, "headers": [(TOKEN if path == RUNTIME else KEY, who)]}
         started = time.monotonic()
         await self.layer(scope, receive, send)
         return time.monotonic() - started
@@ -86,17 +87,32 @@ def test_the_first_question_is_answered_at_once_and_the_next_waits(questions: Li
 def test_the_bell_lets_all_go(questions: Link, patient: None) -> None:
     async def scene() -> None:
         await asyncio.gather(questions.ask(b"one"), questions.ask(b"two"))
-        later(questions.bell.ring)
+        later(questions.bells.sites.ring)
         await asyncio.gather(questions.ask(b"one"), questions.ask(b"two"))
 
     asyncio.run(asyncio.wait_for(scene(), 20))
     assert sorted(questions.asked) == [b"one", b"one", b"two", b"two"]
 
 
+def test_a_reply_wakes_no_site(questions: Link, patient: None) -> None:
+    """Nor a message to a site the run's server: each would ask in vain, and cost the SuperLink a call."""
+
+    async def scene() -> None:
+        await asyncio.gather(questions.ask(b"site"), questions.ask(b"run", RUNTIME))
+        site, run = (asyncio.ensure_future(one) for one in (questions.ask(b"site"), questions.ask(b"run", RUNTIME)))
+        later(questions.bells.runs.ring)
+        await run
+        assert not site.done()
+        later(questions.bells.sites.ring)
+        await site
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
 def test_what_rang_while_nobody_waited_is_not_missed(questions: Link, patient: None) -> None:
     async def scene() -> None:
         await questions.ask()
-        questions.bell.ring()
+        questions.bells.sites.ring()
         await questions.ask()
 
     asyncio.run(asyncio.wait_for(scene(), 20))
@@ -131,7 +147,7 @@ def test_only_so_many_wait(questions: Link, patient: None) -> None:
         waiting = [asyncio.ensure_future(questions.ask(name)) for name in names]
         done, _ = await asyncio.wait(waiting, timeout=1.0)
         assert len(done) == 3
-        questions.bell.ring()
+        questions.bells.sites.ring()
         await asyncio.gather(*waiting)
 
     asyncio.run(asyncio.wait_for(scene(), 20))

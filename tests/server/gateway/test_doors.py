@@ -143,6 +143,18 @@ def test_ones_own_keys_with_anothers_node_id(federation: Federation) -> None:
     assert federation.upstream.seen == []
 
 
+def test_nobody_goes_online_whose_node_id_is_not_written_down_yet(federation: Federation, tmp_path: Path) -> None:
+    """Flower would let it, and each of its next calls would be refused as that of a wrong node."""
+    late = federation.coordinator.hospital("late", tmp_path)
+    with node(federation.coordinator, late) as site:
+        answer = site.activate()
+        assert (answer.status_code, answer.json()["code"]) == (425, "NOT_REGISTERED")
+        assert answer.headers["retry-after"] == "1"
+        assert federation.upstream.seen == []
+        registry(federation.coordinator.home).set_node_id("late", 97)
+        assert site.activate().status_code == 200
+
+
 def test_activation_of_anothers_key_under_ones_own_header(federation: Federation) -> None:
     from tests.common.flower_compat.fleet_bytes import activation
 

@@ -14,9 +14,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.flower_compat import control, superlink
-from common.flower_compat.fleet import FleetConnection
+from common.flower_compat.fleet import FleetConnection, Unreachable
 from common.flower_compat.fleet_messages import answer_to
 from server.authority import register_node, registry
+from server.executor import sync_nodes
+from server.home import ServerHome
 from tests.common.flower_compat.attacker import PullMessagesResponse, PullObjectResponse, acquire_task, parsed
 from tests.common.flower_compat.fleet_bytes import reply_to
 from tests.common.flower_compat.server_side import ServerEnd, begun_run, bundle
@@ -90,6 +92,31 @@ def instruction(value: float) -> RecordDict:
     return RecordDict({"facts": ConfigRecord({"round": 1}), "model": weights})
 
 
+@pytest.mark.parametrize("noted", [None, 12345], ids=["new", "lost by Flower"])
+def test_a_site_that_comes_while_it_is_registered_waits(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: int | None
+) -> None:
+    """Between Flower's list and ours it is told to try again; not that it is unwelcome, which it would believe for half a minute."""
+    name, told, register = f"east{noted or 0}", [], control.register_node
+    hospital = real.coordinator.hospital(name, tmp_path, noted)
+    link = FleetConnection(real.coordinator.url, tls(real.coordinator, hospital), hospital.keys.node_key)
+
+    def and_it_comes(home: ServerHome, key: str, site: str) -> int:
+        number = register(home, key, site)
+        with pytest.raises(Unreachable, match="still being registered"):
+            link.activate()
+        told.append(site)
+        return number
+
+    monkeypatch.setattr(control, "register_node", and_it_comes)
+    sync_nodes(real.coordinator.home)
+    assert told == [name]
+    assert link.activate() == registry(real.coordinator.home).by_name(name).node_id != noted
+    assert link.pull() is None
+    link.deactivate()
+    link.close()
+
+
 def test_a_message_goes_out_and_its_reply_comes_back(real: Real) -> None:
     link = FleetConnection(real.coordinator.url, tls(real.coordinator, real.north), real.north.keys.node_key)
     assert link.activate() == real.north.node_id
@@ -109,13 +136,14 @@ def test_a_message_goes_out_and_its_reply_comes_back(real: Real) -> None:
 
 
 def test_what_is_behind_the_gateway_is_not_reached_through_it(real: Real) -> None:
+    before = {one.name for one in control.nodes(real.coordinator.home)}
     with client(real.coordinator, real.north) as http:
         assert acquire_task(http).status_code == 403
         for call in ("start-run", "stop-run", "register-node", "unregister-node", "list-nodes"):
             assert http.post(f"/v1/control/{call}", headers={"content-type": "application/protobuf"}).status_code == 403
         for path in ("/docs", "/openapi.json"):
             assert http.get(path).status_code == 404
-    assert {one.name for one in control.nodes(real.coordinator.home)} == {"north", "south"}
+    assert {one.name for one in control.nodes(real.coordinator.home)} == before
 
 
 def test_self_registration_is_not_open(real: Real) -> None:
