@@ -36,7 +36,7 @@ class Rubbish:
 def rubbish(dice: random.Random) -> Rubbish:
     """The next one."""
     is_large = dice.random() < 0.005
-    body = dice.randbytes(1000) * (9 * MIB // 1000) if is_large else dice.randbytes(dice.choice((0, 1, 10, 1000, 20_000)))
+    body = dice.randbytes(1000) * (18 * MIB // 1000) if is_large else dice.randbytes(dice.choice((0, 1, 10, 1000, 20_000)))
     if dice.random() < 0.1:
         path = dice.choice((*(f"/v1/fleet/{one}" for one in FLEET), "/v1/wardround/studies", "/nowhere"))
         return Rubbish(path, body, False, frozenset({401, 429, CUT_OFF} if is_large else {401, 429}))
