@@ -95,10 +95,10 @@ def exchange(
     ledger, and notes the ledger's new head from each good reply. With `statements` a reply counts only with the site's own signature.
     One reply is in memory at a time, if whoever reads the answers lets go of each before the next.
     """
-    expected = statements.expected(instruction) if statements else None
-    asked = Asked(instruction, time.monotonic(), counts_shape, receipts, statements, expected, tables)
+    asked = Asked(instruction, time.monotonic(), counts_shape, receipts, statements, tables)
     post = _Post(grid, asked, timeout_seconds, watch or Watch())
     post.send(nodes)
+    _ = asked.expected  # worked out while the sites are at work
     while post.is_waiting:
         is_empty = True
         for reply in grid.pull_messages(list(post.pending)):

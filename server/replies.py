@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
@@ -59,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """An instruction that is out, and what is done with each reply to it; `expected` is what statements about them have to be about.
+    """An instruction that is out, and what is done with each reply to it.
 
     `started` in monotonic seconds; `counts_shape` is that of the histogram that an evaluation has to bring, None for none; `tables` are
     those that a survey has to bring.
@@ -70,8 +71,12 @@ class Asked:
     counts_shape: tuple[int, ...] | None
     receipts: Receipts | None
     statements: Statements | None
-    expected: Expected | None
     tables: Shapes | None = None
+
+    @cached_property
+    def expected(self) -> Expected | None:
+        """What statements about the replies have to be about. Takes the digest of the model: best while the sites are at work."""
+        return None if self.statements is None else self.statements.expected(self.instruction)
 
     @property
     def size_bytes(self) -> int:

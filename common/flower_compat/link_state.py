@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's state of nodes, runs and messages, without two things that it does at every call and nobody here asks for.
+"""Flower's state of nodes, runs and messages, without three things that it does and nobody here asks for.
+
+It gives a reply out as soon as it is announced, and forgets what the reply is to: its reader then waits for the parts, and hears no other
+site; and a site whose connection breaks cannot send it again. Here a reply is given out when all of it is there. One that broke off
+is forgotten when Flower's time for it is up, and may come again.
 
 It adds the bytes of every object to the run's row, a transaction of its own each time: the run store counts what travels, by site and way.
 And it looks for tasks whose time is up, two more statements under the write lock, before it says how a run stands: here that look is as
@@ -16,11 +20,21 @@ from typing import Any, Final
 from flwr.app import Message
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.server.superlink.linkstate import SqlLinkState
+from flwr.supercore.date import now
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
+from flwr.supercore.state.schema.linkstate_models import MessageRes
+from sqlalchemy import select
 from typing_extensions import override
 
 from common.flower_compat.superlink_waiting import Bell, Bells
 
 LOOK_SECONDS: Final = 0.5
+_BEGUN: Final = (
+    select(MessageRes.reply_to_message_id, ObjectPushSession.session_id, ObjectPushSession.expires_at)
+    .join(ObjectPushSessionRoot, ObjectPushSessionRoot.root_object_id == MessageRes.message_id)
+    .join(ObjectPushSession, ObjectPushSession.session_id == ObjectPushSessionRoot.session_id)
+    .where(ObjectPushSession.pending_count > 0)
+)
 
 
 class LeanLinkState(SqlLinkState):
@@ -52,6 +66,20 @@ class LeanLinkState(SqlLinkState):
             for way in self._closed.ways:
                 way.ring()
         return stored
+
+    @override
+    def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
+        """As Flower's own, for the replies that are there whole."""
+        return super().get_message_res(message_ids - self._arriving(message_ids), run_id)
+
+    def _arriving(self, message_ids: set[str]) -> set[str]:
+        """Those of the messages whose reply has begun to come, and of which parts are missing."""
+        with self.session() as session:
+            begun = session.execute(_BEGUN.where(MessageRes.reply_to_message_id.in_(message_ids))).all()
+            broken_off = {push for _, push, until in begun if until <= now()}
+            for push in broken_off:
+                self._cleanup_push_session(push, cleanup_messages=True)
+        return {str(answered) for answered, push, _ in begun if push not in broken_off}
 
     @override
     def _cleanup_push_session(self, session_id: str, *, cleanup_messages: bool) -> None:

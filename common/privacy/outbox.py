@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.errors import StorageError
-from common.files import sync_folder, write_atomic
+from common.files import atomic_file, sync_folder
 from common.privacy.charge_book import ChargeKey
 
 
@@ -27,9 +28,13 @@ class Outbox:
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             sync_folder(self._folder.parent)
-        digest = hashlib.sha256(reply)
-        write_atomic(self._path(key), digest.digest(), reply)
-        return digest.hexdigest()
+        with atomic_file(self._path(key)) as file, ThreadPoolExecutor(1) as aside:
+            digest = aside.submit(hashlib.sha256, reply)
+            file.write(bytes(hashlib.sha256().digest_size))
+            file.write(reply)
+            file.seek(0)
+            file.write(digest.result().digest())
+        return digest.result().hexdigest()
 
     def load(self, key: ChargeKey) -> bytes | None:
         """The stored reply, or None if there is none. Raises StorageError when the file is damaged."""

@@ -80,17 +80,22 @@ class FleetCalls:
             await self._serve(name, caller, request, await request.body(limit_bytes, limits.chunk_seconds), answer)
             return
         async with self._large[site.name]:
-            await self._serve_large(caller, request, answer)
+            kept = await self._received(caller, request, answer)
+        if kept is not None:  # what is left to do for it takes no memory
+            await self._pass_on(caller, *kept, answer)
 
-    async def _serve_large(self, caller: _Caller, request: Request, answer: Sender) -> None:
-        """An object. If its content comes last, the call is checked before it is read, and it is never whole in memory."""
+    async def _received(self, caller: _Caller, request: Request, answer: Sender) -> tuple[ObjectPush, Arrived] | None:
+        """An object, in its file; None when it is answered already.
+
+        If its content comes last, the call is checked before it is read, and it is never whole in memory.
+        """
         limits = self._books.limits
         parts = request.parts(limits.object_bytes, limits.chunk_seconds)
         beginning = await anext(parts)
         opening = _read(lambda: read_opening(beginning, request.expected_bytes(limits.object_bytes)))
         if opening is None:
             await self._serve(PUSH_OBJECT, caller, request, b"".join([beginning, *[part async for part in parts]]), answer)
-            return
+            return None
         request.notes |= notes_of(opening.call)
         try:
             await check(Asked(caller.site, caller.node_key, opening.call), self._books)
@@ -99,11 +104,11 @@ class FleetCalls:
                 pass
             raise
         arrived = await self._objects.receive(opening, beginning, parts)
-        if arrived is None:
-            request.notes["code"] = "NOT_ITS_DIGEST"
-            await answer.whole(200, [(b"content-type", MEDIA_TYPE.encode())], stored_answer(False))
-        else:
-            await self._pass_on(caller, opening.call, arrived, answer)
+        if arrived is not None:
+            return opening.call, arrived
+        request.notes["code"] = "NOT_ITS_DIGEST"
+        await answer.whole(200, [(b"content-type", MEDIA_TYPE.encode())], stored_answer(False))
+        return None
 
     async def _serve(self, name: str, caller: _Caller, request: Request, body: bytes, answer: Sender) -> None:
         site, headers = caller.site, caller.headers

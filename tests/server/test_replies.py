@@ -39,7 +39,7 @@ TAKEN_BACK = "Error: Message Unavailable - The requested message could not be fo
     ],
 )
 def test_an_error_is_read_as_what_it_is(source: int, code: int, text: str, refusal: RefusalCode, reason: str) -> None:
-    asked = Asked(INSTRUCTION, time.monotonic(), None, None, None, None)
+    asked = Asked(INSTRUCTION, time.monotonic(), None, None, None)
     answer = asked.answer(Node(SITE, "north"), error_reply(source, code, text))
     assert (answer.reply, answer.reason) == (Refusal(refusal, "north"), reason)
     assert (answer.bytes_down, answer.bytes_up) == (16, 0)

@@ -2,13 +2,15 @@
 """Flower's state without the bookkeeping: tasks still end when nobody holds them; the bell rings for whole messages only."""
 
 import time
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.server.superlink.linkstate import SqlLinkState
-from flwr.supercore.constant import NOOP_ACCOUNT_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.constant import NOOP_ACCOUNT_NAME, NOOP_FEDERATION_ID, OBJECT_PUSH_SESSION_TTL_SECONDS, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.superlink.federation import NoOpFederationManager
 
@@ -46,12 +48,82 @@ def message_for(run_id: int, sender: int, receiver: int, answered: str = "") -> 
         reply_to_message_id=answered,
         group_id="",
         created_at=time.time(),
-        ttl=100.0,
+        ttl=50.0 if answered else 100.0,
         message_type="train",
     )
     message = make_message(metadata=metadata, content=RecordDict({"a": ConfigRecord({"x": 1})}))
     vars(message.metadata)["_message_id"] = message.object_id
     return message
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A message that was delivered, and the reply to it, of which everything but the last object is there."""
+
+    run_id: int
+    node_id: int
+    answered: str
+    reply: Message
+    session: str
+    last: str
+
+    def push_last(self, state: LeanLinkState) -> bool:
+        return state.store_object(self.run_id, self.session, self.last, get_all_nested_objects(self.reply)[self.last].deflate())
+
+
+@pytest.fixture
+def begun(state: LeanLinkState) -> Begun:
+    node_id = state.create_node("us", NOOP_ACCOUNT_NAME, b"key", 300.0)
+    state.activate_node(node_id, 300.0)
+    run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, "us", TaskType.SERVER_APP)
+    sent = message_for(run_id, 1, node_id)
+    pushed(state, run_id, sent)
+    assert [one.metadata.message_id for one in state.get_message_ins(node_id, 1)] == [sent.object_id]
+    reply = message_for(run_id, node_id, 1, sent.object_id)
+    session, last = pushed(state, run_id, reply, leave=1)
+    return Begun(run_id, node_id, sent.object_id, reply, session, last)
+
+
+def pushed(state: LeanLinkState, run_id: int, message: Message, leave: int = 0) -> tuple[str, str]:
+    """Push a message, but not its last `leave` objects; the session, and the last object."""
+    objects = get_all_nested_objects(message)
+    session = state.start_session(run_id)
+    stored, missing = state.store_message_and_object_tree(message, get_object_tree(message), session)
+    assert stored and missing
+    for identifier in missing[: len(missing) - leave]:
+        assert state.store_object(run_id, session, identifier, objects[identifier].deflate())
+    return session, missing[-1]
+
+
+def replies(state: LeanLinkState, begun: Begun) -> list[str]:
+    """What the run's server gets when it asks for replies."""
+    found = state.get_message_res({begun.answered}, begun.run_id)
+    state.delete_messages({one.metadata.reply_to_message_id for one in found})  # as Flower does with what it gives out
+    return [one.metadata.message_id for one in found]
+
+
+def test_a_reply_is_given_out_when_it_is_whole(state: LeanLinkState, begun: Begun) -> None:
+    assert replies(state, begun) == []
+    assert begun.push_last(state)
+    assert replies(state, begun) == [begun.reply.object_id]
+
+
+def test_a_reply_that_broke_off_is_sent_again(state: LeanLinkState, begun: Begun) -> None:
+    """Flower has forgotten the message by then, asks for no object of a reply to nothing, and the site believes that all is well."""
+    assert replies(state, begun) == []
+    session, _ = pushed(state, begun.run_id, begun.reply)
+    assert session != begun.session
+    assert replies(state, begun) == [begun.reply.object_id]
+
+
+def test_a_reply_that_broke_off_long_ago_is_none(state: LeanLinkState, begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = link_state.now() + timedelta(seconds=OBJECT_PUSH_SESSION_TTL_SECONDS + 1)
+    monkeypatch.setattr(link_state, "now", lambda: later)
+    assert replies(state, begun) == []
+    assert state.object_store.get(begun.reply.object_id) is None, "it was forgotten"
+    monkeypatch.undo()
+    pushed(state, begun.run_id, begun.reply)
+    assert replies(state, begun) == [begun.reply.object_id], "and may come again"
 
 
 def rung(bells: Bells) -> tuple[int, int]:
