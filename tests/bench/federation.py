@@ -179,17 +179,22 @@ def large_rounds(folder: Path, console: Console) -> None:
     """45 MB with two and with four sites: seconds of a round, memory of the server and of a site."""
     found: dict[int, Memory] = {}
     seconds: dict[int, float] = {}
+    stolen: dict[int, float] = {}
+    """Per cent of the processors' time that this machine's host gave to others meanwhile."""
     for sites in (2, 4):
         with ours(folder / f"ours-{sites}", sites) as federation:
             found[sites] = watched(federation, LARGE, 0)
+            psutil.cpu_times_percent()
             seconds[sites] = median(run_ours(federation, LARGE, 1))
+            stolen[sites] = float(getattr(psutil.cpu_times_percent(), "steal", 0.0))
     table = Table(title="45 MB model, no training; memory as PSS of the process tree, MB")
-    for column in ("sites", "s a round", "server idle", "server peak", "server above idle", "site peak", "its worker", "site above worker"):
+    server, site = ("server idle", "server peak", "server above idle"), ("site peak", "its worker", "site above worker")
+    for column in ("sites", "s a round", *server, *site, "% stolen"):
         table.add_column(column, justify="right")
     for sites, one in found.items():
         above = one.server_peak - one.server_idle
         figures = (one.server_idle, one.server_peak, above, one.site_peak, one.worker_peak, one.site_above_worker)
-        table.add_row(str(sites), f"{seconds[sites]:.2f}", *(f"{figure:.0f}" for figure in figures))
+        table.add_row(str(sites), f"{seconds[sites]:.2f}", *(f"{figure:.0f}" for figure in (*figures, stolen[sites])))
     console.print(table)
     two, four = found[2], found[4]
     verdict(console, "seconds a round, 45 MB, 2 sites", seconds[2], MOST_LARGE_SECONDS, STRETCH_LARGE_SECONDS)
