@@ -51,9 +51,10 @@ class LeanLinkState(SqlLinkState):
     def store_message_and_object_tree(self, message: Message, object_tree: ObjectTree, session_id: str) -> tuple[bool, list[str]]:
         """As Flower's own."""
         way = self._bells.runs if message.metadata.reply_to_message_id else self._bells.sites
-        self._ways[session_id] = way
         stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
-        if stored and not missing:
+        if missing:
+            self._ways[session_id] = way
+        elif stored:
             way.ring()
         return stored, missing
 

@@ -22,7 +22,7 @@ MARKER = "WARDROUND_SOAK"
 WARM_SECONDS, WARM_ROUNDS = 20.0, 15.0
 """The first seconds and rounds of a process are left out of its slope: it loads, and fills its caches and its pool of connections.
 
-The SuperLink's pool takes a connection more whenever more calls than ever meet, some fifteen rounds long, and then stays as it is.
+The SuperLink's pool takes a connection more whenever more calls than ever meet: nearly all in its first rounds, and then it stays as it is.
 """
 FEWEST_ROUNDS = 20.0
 """Over fewer rounds, all processes of a kind together, nothing is said about growth."""

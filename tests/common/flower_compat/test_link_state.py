@@ -116,6 +116,17 @@ def test_a_reply_that_broke_off_is_sent_again(state: LeanLinkState, begun: Begun
     assert replies(state, begun) == [begun.reply.object_id]
 
 
+def test_a_reply_that_nobody_waits_for_leaves_nothing_in_memory(state: LeanLinkState, begun: Begun) -> None:
+    """The message was answered and is forgotten; whoever answers again and again fills no list."""
+    begun.push_last(state)
+    assert replies(state, begun) == [begun.reply.object_id]
+    late = message_for(begun.run_id, begun.node_id, 1, begun.answered)
+    for _ in range(3):
+        session = state.start_session(begun.run_id)
+        assert state.store_message_and_object_tree(late, get_object_tree(late), session) == (False, [])
+    assert vars(state)["_ways"] == {}
+
+
 def test_a_reply_that_broke_off_long_ago_is_none(state: LeanLinkState, begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     later = link_state.now() + timedelta(seconds=OBJECT_PUSH_SESSION_TTL_SECONDS + 1)
     monkeypatch.setattr(link_state, "now", lambda: later)
