@@ -79,8 +79,14 @@ def test_a_site_that_is_revoked_while_it_trains(federation: Federation, leaving:
     check_rounds(federation, run_id, lost)
     wait_until(lambda: "revoked" in str(state(federation)["last_error"]), "the daemon says why", 60, leaving)
     assert any(str(line.get("path")).startswith("/v1/fleet/") for line in refusals(federation))
+    wait_until(lambda: charges(federation, lost), "the training process, free again, charges what it was asked for", 60, leaving)
+    assert len(charges(federation, lost)) == 1
+
+
+def charges(federation: Federation, round_number: int) -> set[str]:
+    """What the site that leaves has charged for a round, each named once."""
     keys = [row["key"] for row in federation.ledger_rows(LEAVING) if "key" in row]
-    assert len({json.dumps(key) for key in keys if key["round"] == lost}) == 1
+    return {json.dumps(key) for key in keys if key["round"] == round_number}
 
 
 def answered(federation: Federation, run_id: str) -> bool:
@@ -121,7 +127,7 @@ def refusals(federation: Federation) -> list[dict[str, Any]]:
 
 
 def check_rounds(federation: Federation, run_id: str, lost: int) -> None:
-    """Every round counts with the two others; the third is named in the round that it lost, and asked no more."""
+    """Every round counts with the two others; the third is named in the round that it lost, and sent nothing in the later ones."""
     by_round: dict[int, dict[str, str]] = {}
     rows = federation.outcomes(run_id)
     for row in rows:
@@ -130,4 +136,7 @@ def check_rounds(federation: Federation, run_id: str, lost: int) -> None:
     assert all(outcomes[site] == "update" for outcomes in by_round.values() for site in HONEST)
     assert by_round[lost][LEAVING] == "NO_REPLY"
     assert all(row["seconds"] < SOON_SECONDS for row in rows if row["site"] == LEAVING), "nobody waits a whole round for who cannot answer"
-    assert not [number for number, outcomes in by_round.items() if number > lost and LEAVING in outcomes]
+    details = federation.store_rows(run_id, "SELECT * FROM details WHERE kind = 'train'")
+    later = [row for row in details if row["site"] == LEAVING and row["round"] > lost]
+    assert len(later) == ROUNDS - lost
+    assert {(row["outcome"], row["reason"], row["bytes_down"]) for row in later} == {("NO_REPLY", "it may not take part: revoked", 0)}
