@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from client.ledger.book import Ledger
 from client.site import Site
@@ -40,6 +40,7 @@ from common.privacy.calibration import LARGEST_TAIL_SHARE, PrivacyPlan
 from common.privacy.charges import ChargeKey, Outbox, Standing, State
 from common.protocol import FloatArray, Instruction, RefusalCode, Update
 from common.study import PatientPrivacy, Study
+from common.tensor_file import tensor_parts
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -80,9 +81,9 @@ class ChargedRelease:
             raise self.lost(f"what is stored for round {self.key.round} is not what was released")
         return stored
 
-    def close(self, reply: bytes) -> None:
+    def close(self, *reply: bytes | memoryview) -> None:
         """Make the reply durable and mark it as leaving; replies that are surely not asked for again are deleted."""
-        self.book.releasing(self.key, self.outbox.store(self.key, reply))
+        self.book.releasing(self.key, self.outbox.store(self.key, *reply))
         self.outbox.discard_before(self.key.study_id, self.key.run_id, self.key.round - KEPT_REPLIES + 1)
 
     def abandon(self) -> None:
@@ -145,7 +146,7 @@ class ChargedRound:
 
     def close(self, update: Update) -> None:
         """Make the update durable and mark it as leaving."""
-        self.release.close(save(dict(update.delta)))
+        self.release.close(*tensor_parts(update.delta))
 
     def abandon(self) -> None:
         """See `ChargedRelease.abandon`."""

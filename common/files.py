@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -52,6 +53,14 @@ def write_atomic(path: Path, *parts: bytes | str) -> None:
     with atomic_file(path) as file:
         for part in parts:
             file.write(part.encode() if isinstance(part, str) else part)
+
+
+def sha256_of(parts: Iterable[bytes | memoryview]) -> str:
+    """Digest, in hexadecimal, of the parts one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def cut_torn_line(path: Path) -> None:

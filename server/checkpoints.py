@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from common.errors import StorageError
-from common.files import atomic_file, sync_folder
+from common.files import atomic_file, sha256_of, sync_folder
 from common.protocol import Arrays, FloatArray
+from common.tensor_file import tensor_parts
 from server.round_record import RoundRecord
 from server.strategies.base import AnyArray, Memory
 
@@ -85,12 +85,12 @@ class Checkpoints:
         facts = {**self._identity, "round": str(state.round), "last_rounds": json.dumps(dict(state.last_rounds)), "sha256": NO_CHECKSUM}
         if state.record is not None:
             facts["record"] = state.record.to_json()
-        content = save(_tensors(state), metadata=facts)
+        parts = tensor_parts(_tensors(state), facts)
         with atomic_file(path) as file, ThreadPoolExecutor(1) as aside:
-            digest = aside.submit(hashlib.sha256, content)
-            file.write(content)
-            file.seek(_place_of_checksum(content))
-            file.write(digest.result().hexdigest().encode())
+            digest = aside.submit(sha256_of, parts)
+            file.writelines(parts)
+            file.seek(_place_of_checksum(bytes(parts[0])))
+            file.write(digest.result().encode())
         for old in self._paths()[:-KEPT]:
             old.unlink(missing_ok=True)
         return path
@@ -144,11 +144,11 @@ class Checkpoints:
 
 
 def _tensors(state: ServerState) -> dict[str, AnyArray]:
-    """All arrays by their names in the file, each in one piece of memory in C order: safetensors reads it without looking at strides."""
+    """All arrays by their names in the file."""
     parts: list[tuple[str, Memory]] = [(MODEL_PREFIX, state.model), (MEMORY_PREFIX, state.memory)]
     if state.average is not state.model:
         parts.append((AVERAGE_PREFIX, state.average))
-    return {prefix + name: np.asarray(value, order="C") for prefix, arrays in parts for name, value in arrays.items()}
+    return {prefix + name: value for prefix, arrays in parts for name, value in arrays.items()}
 
 
 def _state(facts: Mapping[str, str], tensors: Mapping[str, Any]) -> ServerState:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import httpx
@@ -26,6 +27,8 @@ from common.flower_compat.fleet_records import CONTENT, FLEET, MEDIA_TYPE
 from common.flower_compat.shallow import field_head, without_field
 
 CHUNK_BYTES: Final = 1 << 18
+MOST_ANSWER_BYTES: Final = 1 << 25
+"""An object and what stands around it: pieces have 16 MiB."""
 PASSING: Final = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS})
 
 
@@ -58,27 +61,47 @@ class FleetClient(FleetHttpClient):
         Raises what Flower's own calls raise.
         """
         head = request.SerializeToString(deterministic=True) + field_head(PushObjectRequest, CONTENT, len(content))
-        body = self._exchange("PushObject", "push-object", request, _Parts((head, content)))
-        return bool(PushObjectResponse.FromString(body).stored)
+        with self._answer("PushObject", "push-object", request, _Parts((head, content))) as answer:
+            return bool(PushObjectResponse.FromString(answer.read()).stored)
 
     def pull_object(self, request: PullObjectRequest) -> tuple[PullObjectResponse, memoryview]:
         """`PullObject`: the answer without the content, and the content where it lies in the answer. Raises as above."""
-        body = self._exchange("PullObject", "pull-object", request, _Parts((request.SerializeToString(deterministic=True),)))
+        with self._answer("PullObject", "pull-object", request, _Parts((request.SerializeToString(deterministic=True),))) as answer:
+            body = _whole(answer)
         try:
             rest, content = without_field(body, PullObjectResponse, CONTENT)
         except ProtocolError as error:
             raise ValueError(str(error)) from error
         return PullObjectResponse.FromString(rest), content
 
-    def _exchange(self, method: str, name: str, request: PushObjectRequest | PullObjectRequest, body: _Parts) -> bytes:
-        headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, "content-length": str(body.size_bytes)}
+    @contextmanager
+    def _answer(self, method: str, name: str, request: PushObjectRequest | PullObjectRequest, body: _Parts) -> Iterator[httpx.Response]:
+        """The answer to a call, its body still to be read."""
+        headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, "accept-encoding": "identity", "content-length": str(body.size_bytes)}
         asked = self._client.build_request("POST", f"{self._base_url}{FLEET}{name}", content=body, headers=headers)
-        response = self._send(ProtobufRequestContext(f"/flwr.proto.Fleet/{method}", request, asked))
+        response = self._send(ProtobufRequestContext(f"/flwr.proto.Fleet/{method}", request, asked), stream=True)
+        asked.extensions["timeout"]["read"] = self._client.timeout.read  # a stream of Flower's may be silent for ever
         try:
             response.raise_for_status()
-            return response.content
+            yield response
         finally:
+            response.close()
             response.stream = httpx.ByteStream(b"")  # httpx ties the two into a cycle, and both bodies would stay until the collector runs
+
+
+def _whole(response: httpx.Response) -> memoryview:
+    """The body, each part put in its place as it comes: httpx would keep all of them, and then join them.
+
+    Raises ValueError when it is longer than an answer may be, or does not say how long it is.
+    """
+    size = response.headers.get("content-length", "")
+    if not (size.isascii() and size.isdigit() and len(size) < 12 and int(size) <= MOST_ANSWER_BYTES):
+        raise ValueError(f"an answer of {size[:20] or 'unknown'} bytes; at most {MOST_ANSWER_BYTES} are read")
+    body, place = memoryview(bytearray(int(size))), 0
+    for part in response.iter_raw():
+        body[place : place + len(part)] = part
+        place += len(part)
+    return body
 
 
 class _Parts:

@@ -29,6 +29,11 @@ def objects_folder(database: Path) -> Path:
     return Path(f"{database}{OBJECTS_SUFFIX}")
 
 
+def is_digest(text: str) -> bool:
+    """Whether it can be the name of an object, and so of a file."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def write_object(folder: Path, object_id: str, content: bytes | memoryview) -> int:
     """Put an object into its place in one step; returns the number of the file (`file_number`).
 
@@ -51,7 +56,7 @@ class ObjectWriter:
 
     def __init__(self, folder: Path, object_id: str) -> None:
         """Raises ValueError for what is no digest: it names a file."""
-        if not _DIGEST.fullmatch(object_id):
+        if not is_digest(object_id):
             raise ValueError(f"Object ID {object_id[:64]} is no digest")
         self._place = folder / object_id
         self._digest = hashlib.sha256()

@@ -26,6 +26,8 @@ from flwr.supercore.state.schema.linkstate_models import MessageRes
 from sqlalchemy import select
 from typing_extensions import override
 
+from common.flower_compat.large_objects import IN_A_FILE
+from common.flower_compat.object_store import FileObjectStore
 from common.flower_compat.superlink_waiting import Bell, Bells
 
 LOOK_SECONDS: Final = 0.5
@@ -49,14 +51,27 @@ class LeanLinkState(SqlLinkState):
 
     @override
     def store_message_and_object_tree(self, message: Message, object_tree: ObjectTree, session_id: str) -> tuple[bool, list[str]]:
-        """As Flower's own."""
-        way = self._bells.runs if message.metadata.reply_to_message_id else self._bells.sites
+        """As Flower's own; of what a run sends, the parts that it has put into their files beforehand are not asked for.
+
+        The message's own object always is: with the last part a push ends, and the same push may bring further messages.
+        """
+        is_reply = bool(message.metadata.reply_to_message_id)
+        way = self._bells.runs if is_reply else self._bells.sites
         stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
         if missing:
             self._ways[session_id] = way
         elif stored:
             way.ring()
-        return stored, missing
+        if is_reply:
+            return stored, missing
+        run_id, own = message.metadata.run_id, object_tree.object_id
+        return stored, [one for one in missing if one == own or not self._is_there(run_id, session_id, one)]
+
+    def _is_there(self, run_id: int, session_id: str, object_id: str) -> bool:
+        """Whether an object that was announced lies in its file already; then it counts as sent."""
+        if not (isinstance(self.object_store, FileObjectStore) and self.object_store.has_file(object_id)):
+            return False
+        return self.store_object(run_id, session_id, object_id, IN_A_FILE)
 
     @override
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:

@@ -29,7 +29,7 @@ from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 from typing_extensions import override
 
-from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, file_number, objects_folder, remove_if_same, write_object
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, file_number, is_digest, objects_folder, remove_if_same, write_object
 
 
 class FileObjectStore(SqlObjectStore):
@@ -48,6 +48,10 @@ class FileObjectStore(SqlObjectStore):
                 path.unlink()
             elif hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                 self._lose(path)
+
+    def has_file(self, object_id: str) -> bool:
+        """Whether there is a file of that name: its writer has checked the digest, and put it there in one step."""
+        return is_digest(object_id) and (self._folder / object_id).exists()
 
     @override
     def put(self, object_id: str, object_content: bytes) -> None:

@@ -131,10 +131,12 @@ class FederationGrid(HttpGrid):
         return super().push_messages(waiting)
 
     def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
-        """As Flower's own, but large objects go into their files."""
+        """As Flower's own, but large objects go into their files: what lies there when it is announced is not asked for."""
         objects: dict[str, InflatableObject] = {}
         for message in messages:
             objects.update(get_all_nested_objects(message))
+        for identifier, one in objects.items():
+            self._in_a_file(identifier, one.deflate())
         request = PushAppMessagesRequest(
             messages_list=[message_to_proto(remove_content_from_message(message)) for message in messages],
             message_object_trees=[get_object_tree(message) for message in messages],

@@ -26,7 +26,7 @@ def field_head(message: type[Message], name: str, size_bytes: int) -> bytes:
     return varint(_number(message, name) << 3 | _WITH_LENGTH) + varint(size_bytes)
 
 
-def without_field(content: bytes, message: type[Message], name: str) -> tuple[bytes, memoryview]:
+def without_field(content: bytes | memoryview, message: type[Message], name: str) -> tuple[bytes, memoryview]:
     """The message without its field `name`, and what is in that field (nothing if it is not there). Raises ProtocolError."""
     view, wanted, place = memoryview(content), _number(message, name), 0
     rest: list[memoryview] = []

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.errors import StorageError
-from common.files import atomic_file, sync_folder
+from common.files import atomic_file, sha256_of, sync_folder
 from common.privacy.charge_book import ChargeKey
 
 
@@ -23,18 +23,21 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def store(self, key: ChargeKey, reply: bytes) -> str:
-        """Keep `reply` durably, in place of an earlier one that was never released; returns its SHA-256 in hexadecimal."""
+    def store(self, key: ChargeKey, *reply: bytes | memoryview) -> str:
+        """Keep a reply, in one part or several, durably, in place of an earlier one that was never released.
+
+        Returns its SHA-256 in hexadecimal.
+        """
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             sync_folder(self._folder.parent)
         with atomic_file(self._path(key)) as file, ThreadPoolExecutor(1) as aside:
-            digest = aside.submit(hashlib.sha256, reply)
+            digest = aside.submit(sha256_of, reply)
             file.write(bytes(hashlib.sha256().digest_size))
-            file.write(reply)
+            file.writelines(reply)
             file.seek(0)
-            file.write(digest.result().digest())
-        return digest.result().hexdigest()
+            file.write(bytes.fromhex(digest.result()))
+        return digest.result()
 
     def load(self, key: ChargeKey) -> bytes | None:
         """The stored reply, or None if there is none. Raises StorageError when the file is damaged."""

@@ -15,6 +15,8 @@ class JunkServer(ThreadingHTTPServer):
     body: bytes = b""
     headers: dict[str, str]
     paths: list[str]
+    missing_bytes: int = 0
+    """How many bytes of each answer never come."""
 
     @property
     def url(self) -> str:
@@ -32,7 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
+        self.send_header("content-length", str(len(body) + self.server.missing_bytes))
         self.end_headers()
         self.wfile.write(body)
 

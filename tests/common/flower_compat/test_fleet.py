@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectResponse
 
 from common.errors import ProtocolError
-from common.flower_compat import control, fleet_messages
+from common.flower_compat import control, fleet_client, fleet_messages
 from common.flower_compat.fleet import FleetConnection, Interrupted, NotWelcome, Pulled, RunOver, StillOnline, Unreachable, answer_to
 from common.flower_compat.fleet_messages import ArrivalGuard, object_ids, records_of
 from tests.common.flower_compat.junk_server import JunkServer, junk_server
@@ -23,6 +23,7 @@ from tests.common.flower_compat.loopback_link import LoopbackLink, new_node_key,
 from tests.support.tls_server import connect_proxy
 
 CONFIG = {"study": "a study", "signature": "a signature"}
+DIGEST = "0" * 64
 TENSOR = np.arange(3_000_000, dtype=np.float32)  # 12 MB: several of Flower's chunks of 5 MB
 
 
@@ -248,6 +249,32 @@ def test_what_becomes_of_a_status(junk: JunkServer, lost: FleetConnection, statu
     with pytest.raises(error) as raised:
         lost.run(1) if about_run else lost.pull()
     assert raised.type is error
+
+
+@pytest.fixture
+def announced() -> Pulled:
+    """A message with one object, which the link has still to give out."""
+    return Pulled(Metadata(run_id=1, message_id=DIGEST, message_type="train").SerializeToString(), (DIGEST,))
+
+
+def test_an_object_that_is_too_large_is_not_read(
+    junk: JunkServer, lost: FleetConnection, announced: Pulled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_client, "MOST_ANSWER_BYTES", 1000)
+    junk.body = PullObjectResponse(object_found=True, object_available=True, object_content=bytes(2000)).SerializeToString()
+    with pytest.raises(Unreachable, match="not Flower's"):
+        lost.fetch(announced, lambda: False)
+
+
+def test_an_object_that_stops_coming_is_given_up(junk: JunkServer, lost: FleetConnection, announced: Pulled) -> None:
+    """Flower's own streams would wait for ever."""
+    junk.body, junk.missing_bytes = PullObjectResponse(object_found=True, object_available=True).SerializeToString(), 10
+    vars(vars(lost)["_client"])["_client"].timeout = 0.5
+    try:
+        with pytest.raises(Unreachable, match="ReadTimeout"):
+            lost.fetch(announced, lambda: False)
+    finally:
+        junk.missing_bytes = 0
 
 
 def test_a_redirect_is_not_followed(junk: JunkServer, lost: FleetConnection) -> None:

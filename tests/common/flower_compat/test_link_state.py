@@ -15,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.federation import NoOpFederationManager
 
 from common.flower_compat import link_state
+from common.flower_compat.large_objects import IN_A_FILE, objects_folder, write_own_object
 from common.flower_compat.link_state import LeanLinkState
 from common.flower_compat.object_store import FileObjectStoreFactory
 from common.flower_compat.superlink_waiting import Bells
@@ -38,7 +39,7 @@ def opened(folder: Path, bells: Bells) -> LeanLinkState:
     return made
 
 
-def message_for(run_id: int, sender: int, receiver: int, answered: str = "") -> Message:
+def message_for(run_id: int, sender: int, receiver: int, answered: str = "", value: int = 1) -> Message:
     """An instruction or a reply as the SuperLink gets it."""
     metadata = Metadata(
         run_id=run_id,
@@ -51,7 +52,7 @@ def message_for(run_id: int, sender: int, receiver: int, answered: str = "") -> 
         ttl=50.0 if answered else 100.0,
         message_type="train",
     )
-    message = make_message(metadata=metadata, content=RecordDict({"a": ConfigRecord({"x": 1})}))
+    message = make_message(metadata=metadata, content=RecordDict({"a": ConfigRecord({"x": value})}))
     vars(message.metadata)["_message_id"] = message.object_id
     return message
 
@@ -171,6 +172,43 @@ def test_after_a_restart_nobody_knows_which_bell_and_both_ring(state: LeanLinkSt
     for identifier in missing:
         again.store_object(run_id, session, identifier, get_all_nested_objects(message)[identifier].deflate())
     assert rung(bells) == (1, 1)
+
+
+def test_what_lies_in_its_file_is_not_asked_for(state: LeanLinkState, bells: Bells, tmp_path: Path) -> None:
+    """One push of two messages that share a part: of each only its own object is asked for, and then it is given out."""
+    node_id = state.create_node("us", NOOP_ACCOUNT_NAME, b"key", 300.0)
+    state.activate_node(node_id, 300.0)
+    run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, "us", TaskType.SERVER_APP)
+    messages = [message_for(run_id, 1, node_id), message_for(run_id, 1, node_id)]
+    for message in messages:
+        in_files(tmp_path, message)
+    session = state.start_session(run_id)
+    asked = [state.store_message_and_object_tree(message, get_object_tree(message), session) for message in messages]
+    assert asked == [(True, [message.object_id]) for message in messages]
+    assert bells.sites.count == 0
+    for message in messages:
+        assert state.store_object(run_id, session, message.object_id, IN_A_FILE)
+    assert {one.metadata.message_id for one in state.get_message_ins(node_id, 2)} == {message.object_id for message in messages}
+    assert bells.sites.count == 1
+    for message in messages:
+        for identifier, part in get_all_nested_objects(message).items():
+            assert state.object_store.get(identifier) == part.deflate()
+
+
+def test_of_a_reply_every_part_is_asked_for(state: LeanLinkState, begun: Begun, tmp_path: Path) -> None:
+    """A site may announce what others have sent: it gets no share in what lies in the files."""
+    sent = message_for(begun.run_id, 1, begun.node_id)
+    pushed(state, begun.run_id, sent)
+    reply = message_for(begun.run_id, begun.node_id, 1, sent.object_id, value=2)
+    in_files(tmp_path, reply)
+    _, missing = state.store_message_and_object_tree(reply, get_object_tree(reply), state.start_session(begun.run_id))
+    assert set(missing) == set(get_all_nested_objects(reply))
+
+
+def in_files(folder: Path, message: Message) -> None:
+    """Put all parts of a message where the store keeps large objects, as the run's server does before it announces them."""
+    for identifier, part in get_all_nested_objects(message).items():
+        write_own_object(objects_folder(folder / "superlink.sqlite"), identifier, part.deflate())
 
 
 def test_who_is_late_is_looked_for_at_intervals(state: LeanLinkState, monkeypatch: pytest.MonkeyPatch) -> None:
