@@ -121,8 +121,9 @@ class Trainer(ABC):
             group["lr"] = rate
 
     def _result(self, facts: list[StepFacts]) -> LocalResult:
-        after = self.model.trainable_state()
-        delta = {name: (after[name] - before).cpu().numpy() for name, before in self._start.items()}
+        after, before = self.model.trainable_state(), self._start
+        delta = {name: torch.sub(after[name], before[name], out=before[name]).cpu().numpy() for name in before}
+        self._start = {}  # it holds the differences now
         seen = sum(fact.patients for fact in facts)
         loss = sum(fact.loss_sum for fact in facts) / seen if seen else None
         return LocalResult(delta, loss, len(facts), sum(fact.non_finite for fact in facts))

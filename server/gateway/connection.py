@@ -14,6 +14,7 @@ import ssl
 from typing import Final
 
 import h11
+from uvicorn.protocols.http import h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.crypto.certificates import fingerprint
@@ -22,6 +23,10 @@ from server.gateway.limits import origin
 FINGERPRINT: Final = "certificate_fingerprint"
 HEAD_SECONDS: Final = 20.0
 MAX_STRANGERS: Final = 64
+UNREAD_BYTES: Final = 1 << 18
+"""So much of a body waits for the application before the other end has to; with uvicorn's 64 KB a large one takes four times the turns."""
+
+vars(h11_impl)["HIGH_WATER_LIMIT"] = UNREAD_BYTES
 
 
 class CertificateProtocol(H11Protocol):
