@@ -115,13 +115,14 @@ def trains(site: SiteThread, message: Message, instruction: Instruction) -> Reco
 def up(coordinator: Coordinator, folder: Path) -> Background:
     """`wardround-server up`, ready."""
     process = Background(command_line(SERVER, "up", "--home", coordinator.home.folder), folder / "up.out")
-    wait_until(lambda: is_ready(coordinator), "the coordinator is ready", 90, process)
+    wait_until(lambda: is_ready(coordinator, process.pid), "the coordinator is ready", 90, process)
     return process
 
 
-def is_ready(coordinator: Coordinator) -> bool:
+def is_ready(coordinator: Coordinator, pid: int) -> bool:
+    """Whether that very process says so: one that was killed leaves its word behind."""
     found = UpFile.read(coordinator.home)
-    return found is not None and found.state == "ready"
+    return found is not None and (found.pid, found.state) == (pid, "ready")
 
 
 def on_server(coordinator: Coordinator, *arguments: str | Path, expect: int = 0) -> tuple[str, str]:
