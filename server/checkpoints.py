@@ -15,14 +15,15 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from common.aside import Aside
 from common.errors import StorageError
 from common.files import atomic_file, sha256_of, sync_folder
 from common.protocol import Arrays, FloatArray
@@ -86,8 +87,8 @@ class Checkpoints:
         if state.record is not None:
             facts["record"] = state.record.to_json()
         parts = tensor_parts(_tensors(state), facts)
-        with atomic_file(path) as file, ThreadPoolExecutor(1) as aside:
-            digest = aside.submit(sha256_of, parts)
+        digest = Aside(partial(sha256_of, parts))
+        with atomic_file(path) as file:
             file.writelines(parts)
             file.seek(_place_of_checksum(bytes(parts[0])))
             file.write(digest.result().encode())

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from threading import Thread
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,7 +14,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from common.errors import WardroundError
+from common.aside import Aside
 from common.privacy.generator import SystemGenerator
 from common.privacy.grid import grid_step
 from common.privacy.noise import NoiseArray, rounded_gaussian
@@ -138,12 +137,11 @@ class Noise:
         self._deviation = deviation
         self._generator = generator
         self._drawn: NoiseArray = np.zeros(0, dtype=np.int64)
-        self._first: Future[NoiseArray] | None = None
+        self._first: Aside[NoiseArray] | None = None
 
     def begin(self) -> None:
         """Draw the first `AT_ONCE` numbers in a thread of their own; nothing waits for them before they are taken."""
-        self._first = Future()
-        Thread(target=self._draw_first, args=(self._first,), daemon=True).start()
+        self._first = Aside(partial(rounded_gaussian, min(AT_ONCE, self._missing), self._deviation, self._generator))
 
     def take(self, count: int) -> NoiseArray:
         """The next numbers, int64 [count]."""
@@ -156,9 +154,3 @@ class Noise:
             self._missing -= more
         taken, self._drawn = self._drawn[:count].copy(), self._drawn[count:]
         return taken
-
-    def _draw_first(self, first: Future[NoiseArray]) -> None:
-        try:
-            first.set_result(rounded_gaussian(min(AT_ONCE, self._missing), self._deviation, self._generator))
-        except (WardroundError, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
-            first.set_exception(error)  # raised again where the noise is taken

@@ -17,13 +17,15 @@ the noise alone, never on the sum it is added to.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from decimal import Decimal, localcontext
+from functools import partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from common.aside import Aside
 from common.errors import InputError
 from common.privacy.generator import SystemGenerator
 from common.privacy.normal_tail import DIGITS, upper_tail
@@ -75,14 +77,16 @@ def _draw_all(parts: list[NoiseArray], scale: float, generator: SystemGenerator)
     """
     import torch
 
-    workers = min(torch.get_num_threads(), len(parts) // 2)
-    if workers <= 1:
-        for part in parts:
-            _draw(part, scale, generator)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(_draw, part, scale, generator) for part in parts]:
-            done.result()
+    rest = iter(parts)  # threads take from it in turns
+    others = [Aside(partial(_draw_each, rest, scale, generator)) for _ in range(min(torch.get_num_threads(), len(parts) // 2) - 1)]
+    _draw_each(rest, scale, generator)
+    for other in others:
+        other.result()
+
+
+def _draw_each(parts: Iterator[NoiseArray], scale: float, generator: SystemGenerator) -> None:
+    for part in parts:
+        _draw(part, scale, generator)
 
 
 def _draw(noise: NoiseArray, scale: float, generator: SystemGenerator) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from common.aside import Aside
 from common.errors import StorageError
 from common.files import atomic_file, sha256_of, sync_folder
 from common.privacy.charge_book import ChargeKey
@@ -31,8 +32,8 @@ class Outbox:
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             sync_folder(self._folder.parent)
-        with atomic_file(self._path(key)) as file, ThreadPoolExecutor(1) as aside:
-            digest = aside.submit(sha256_of, reply)
+        digest = Aside(partial(sha256_of, reply))
+        with atomic_file(self._path(key)) as file:
             file.write(bytes(hashlib.sha256().digest_size))
             file.writelines(reply)
             file.seek(0)

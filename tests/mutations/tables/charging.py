@@ -12,16 +12,16 @@ CHARGING = (
     mutation(
         "send before releasing",
         "client/charging.py",
-        "self.book.releasing(self.key, self.outbox.store(self.key, reply))",
-        "self.outbox.store(self.key, reply)",
+        "self.book.releasing(self.key, self.outbox.store(self.key, *reply))",
+        "self.outbox.store(self.key, *reply)",
         f"{TRAPS}::test_nothing_leaves_before_its_charge_says_so",
         f"{APP}::test_the_same_message_again_gets_the_stored_bytes_and_no_second_charge",
     ),
     mutation(
         "say releasing before the reply is stored",
         "client/charging.py",
-        "self.book.releasing(self.key, self.outbox.store(self.key, reply))",
-        "self.book.releasing(self.key, hashlib.sha256(reply).hexdigest())\n        self.outbox.store(self.key, reply)",
+        "self.book.releasing(self.key, self.outbox.store(self.key, *reply))",
+        "self.book.releasing(self.key, hashlib.sha256(b''.join(reply)).hexdigest())\n        self.outbox.store(self.key, *reply)",
         f"{APP}::test_every_cause_in_training_leaves_as_one_code_and_stays_charged",
     ),
     Mutation(
