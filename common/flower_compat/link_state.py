@@ -46,6 +46,8 @@ class LeanLinkState(SqlLinkState):
         super().__init__(*arguments)
         self._bells = bells
         self._looked = -LOOK_SECONDS
+        self._announcing = threading.Lock()
+        """So that no reply is announced between the look at what has begun to come and the giving out."""
         self._ways: dict[str, Bell] = {}
         self._closed = threading.local()
 
@@ -57,7 +59,8 @@ class LeanLinkState(SqlLinkState):
         """
         is_reply = bool(message.metadata.reply_to_message_id)
         way = self._bells.runs if is_reply else self._bells.sites
-        stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
+        with self._announcing:
+            stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
         if missing:
             self._ways[session_id] = way
         elif stored:
@@ -86,7 +89,8 @@ class LeanLinkState(SqlLinkState):
     @override
     def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
         """As Flower's own, for the replies that are there whole."""
-        return super().get_message_res(message_ids - self._arriving(message_ids), run_id)
+        with self._announcing:
+            return super().get_message_res(message_ids - self._arriving(message_ids), run_id)
 
     def _arriving(self, message_ids: set[str]) -> set[str]:
         """Those of the messages whose reply has begun to come, and of which parts are missing."""

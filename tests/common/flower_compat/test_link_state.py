@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flower's state without the bookkeeping: tasks still end when nobody holds them; the bell rings for whole messages only."""
 
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -107,6 +108,31 @@ def test_a_reply_is_given_out_when_it_is_whole(state: LeanLinkState, begun: Begu
     assert replies(state, begun) == []
     assert begun.push_last(state)
     assert replies(state, begun) == [begun.reply.object_id]
+
+
+def test_a_reply_that_is_announced_in_that_very_moment_waits_too(
+    state: LeanLinkState, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what has begun to come and the giving out: else its run would have it, and its site could not send it again."""
+    sent = message_for(begun.run_id, 1, begun.node_id)
+    pushed(state, begun.run_id, sent)
+    state.get_message_ins(begun.node_id, 1)
+    reply = message_for(begun.run_id, begun.node_id, 1, sent.object_id, value=2)
+    announcing = threading.Thread(target=pushed, args=(state, begun.run_id, reply, 1))
+    look = state._arriving
+
+    def look_and_be_late(message_ids: set[str]) -> set[str]:
+        found = look(message_ids)
+        announcing.start()
+        announcing.join(1.0)
+        return found
+
+    monkeypatch.setattr(state, "_arriving", look_and_be_late)
+    assert state.get_message_res({sent.object_id}, begun.run_id) == []
+    monkeypatch.undo()
+    announcing.join(10.0)
+    pushed(state, begun.run_id, reply)
+    assert [one.metadata.message_id for one in state.get_message_res({sent.object_id}, begun.run_id)] == [reply.object_id]
 
 
 def test_a_reply_that_broke_off_is_sent_again(state: LeanLinkState, begun: Begun) -> None:
