@@ -48,7 +48,7 @@ def decode(total: npt.NDArray[np.int64], divisor: float) -> FloatArray:
 def l2_norm(arrays: Arrays) -> float:
     """Joint L2 norm of all tensors, in float64: float32 values of any size cannot overflow it.
 
-    Without BLAS, whose threads wait for each other by spinning: beside processes that are at work a product would take ten times as long.
+    Without BLAS, whose threads wait for each other by spinning: beside processes that are at work a product takes several times as long.
     """
     squares = 0.0
     for array in arrays.values():

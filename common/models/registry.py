@@ -121,7 +121,7 @@ def load_state(model: MedicalModel, arrays: Mapping[str, npt.NDArray[np.generic]
     if problems:
         raise ProtocolError("weights do not fit the study's model; both ends need the same version: " + "; ".join(sorted(problems)))
     for name, value in own.items():
-        if value.device.type == "cpu":
+        if value.device.type == "cpu":  # without a tensor in between, which torch copies too because arrays of a message are read-only
             np.copyto(value.numpy(), arrays[name])
         else:
             value.copy_(torch.tensor(arrays[name]))

@@ -24,7 +24,7 @@ FINGERPRINT: Final = "certificate_fingerprint"
 HEAD_SECONDS: Final = 20.0
 MAX_STRANGERS: Final = 64
 UNREAD_BYTES: Final = 1 << 18
-"""So much of a body waits for the application before the other end has to; with uvicorn's 64 KB a large one takes four times the turns."""
+"""So much of a body waits for the application before the other end has to. A large one takes fewer turns than with uvicorn's 64 KB."""
 
 vars(h11_impl)["HIGH_WATER_LIMIT"] = UNREAD_BYTES
 

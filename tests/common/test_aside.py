@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +14,7 @@ import pytest
 
 from common import aside
 from common.aside import Aside
+from common.errors import InputError
 
 
 def test_the_call_is_made_in_another_thread() -> None:
@@ -48,9 +52,50 @@ def test_it_is_made_once_whoever_comes_first() -> None:
         assert made == [1]
 
 
-def test_what_it_raises_is_raised_where_it_is_asked_for() -> None:
+def failing(error: BaseException) -> Aside[None]:
     def fail() -> None:
-        raise MemoryError("no room")
+        raise error
 
-    with pytest.raises(MemoryError, match="no room"):
-        Aside(fail).result()
+    return Aside(fail)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), KeyError("x"), InputError("bad"), FileNotFoundError("gone")])
+def test_what_it_raises_is_raised_where_it_is_asked_for(error: Exception) -> None:
+    call = failing(error)
+    for _ in range(2):
+        with pytest.raises(type(error)) as raised:
+            call.result()
+        assert raised.value is error
+
+
+class Strange(BaseException):
+    """None of those that are carried over."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_else_ends_the_thread_nobody_waits_for_ever() -> None:
+    call = failing(Strange())
+    time.sleep(0.2)  # it was the thread's
+    with pytest.raises(RuntimeError, match="without a result"):
+        call.result()
+
+
+NO_MEMORY = """
+import resource, threading
+from pathlib import Path
+from common.aside import Aside
+from common.errors import InputError
+size_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size_bytes, size_bytes))
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    print("no thread")
+print(Aside(threading.get_ident).result() == threading.get_ident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_process_that_gets_no_memory_makes_the_call_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[:2] == ["no thread", "True"]

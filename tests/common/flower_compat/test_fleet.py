@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectResponse
 
 from common.errors import ProtocolError
 from common.flower_compat import control, fleet_client, fleet_messages
 from common.flower_compat.fleet import FleetConnection, Interrupted, NotWelcome, Pulled, RunOver, StillOnline, Unreachable, answer_to
 from common.flower_compat.fleet_messages import ArrivalGuard, object_ids, records_of
+from common.flower_compat.large_objects import IN_A_FILE, LARGE_BYTES, objects_folder
 from tests.common.flower_compat.junk_server import JunkServer, junk_server
 from tests.common.flower_compat.loopback_link import LoopbackLink, new_node_key, running_link
 from tests.support.tls_server import connect_proxy
@@ -68,6 +69,30 @@ def test_a_message_and_its_answer(link: LoopbackLink, node: FleetConnection) -> 
         np.testing.assert_array_equal(reply.content["model"]["w"].numpy(), TENSOR)
     node.deactivate()
     assert not link.is_online(number)
+
+
+def test_a_run_that_shares_the_superlinks_disk_sends_it_small_parts_only(
+    link: LoopbackLink, node: FleetConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is large is in its file when it is announced: then only each message's own object is asked for; the sites get all."""
+    number = node.activate()
+    with link.run(CONFIG) as server:
+        monkeypatch.setattr(server.grid, "_objects", objects_folder(link.superlink_database))
+        client, sent = vars(server.grid)["_client"], list[int]()
+        push = client.PushObject
+        monkeypatch.setattr(client, "PushObject", lambda asked: sent.append(len(asked.object_content)) or push(asked))
+        list(server.grid.push_messages([Message(records(text), number, "train", ttl=120.0) for text in ("one", "two")]))
+        assert sent.count(len(IN_A_FILE)) == 2
+        assert max(sent) < LARGE_BYTES
+        texts = set()
+        for _ in range(2):
+            pulled = node.pull()
+            assert pulled is not None
+            message = node.fetch(pulled, never)
+            node.confirm(pulled)
+            texts.add(message.content["facts"]["text"])
+            np.testing.assert_array_equal(message.content["model"]["w"].numpy(), TENSOR)
+        assert texts == {"one", "two"}
 
 
 def test_a_message_that_is_dropped_leaves_nothing_in_memory(link: LoopbackLink, node: FleetConnection) -> None:
