@@ -27,6 +27,8 @@ FIRST_STEPS, FEWEST_STEPS = 40, 20
 TRAINING_SECONDS = 5.0
 """How long a site trains in a round, so that a fault meets it there."""
 STUCK_SECONDS = 3.0
+ENOUGH_ROUNDS = 24
+"""Rounds of a run that goes on with the others while a site is still away for some 20 s after its fault: it finds one to come back to."""
 RUN_SECONDS = 900.0
 """Longest that a run may take, on a machine that has much else to do."""
 

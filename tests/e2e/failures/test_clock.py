@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.failures import Recorder
-from tests.support.faults import restart_site, running
+from tests.support.faults import ENOUGH_ROUNDS, restart_site, running
 from tests.support.federation import HONEST, Federation
 from tests.support.sightings import daemon_said, refused, round_done
 from tests.support.skewed_clock import SkewedClock
@@ -28,7 +28,7 @@ def clock(federation: Federation, tmp_path: Path) -> Iterator[SkewedClock]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "seconds"), [("ahead", HOUR), ("behind", -HOUR)], ids=["ahead", "behind"])
 def test_clock_skew(federation: Federation, clock: SkewedClock, recorder: Recorder, way: str, seconds: float) -> None:
-    with running(federation, f"clock-{way}", rounds=12) as run:
+    with running(federation, f"clock-{way}", rounds=ENOUGH_ROUNDS) as run:
         run.wait_for_training(SITE)
         done = f"the clock of {SITE}'s daemon jumps an hour {way} in a round, until the coordinator has given the site up"
         with recorder.fault(f"clock skew at a site (an hour {way})", done, federation) as incident:

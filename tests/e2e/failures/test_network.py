@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.support.failures import Recorder
-from tests.support.faults import restart_site, running
+from tests.support.faults import ENOUGH_ROUNDS, restart_site, running
 from tests.support.federation import HONEST, Federation
 from tests.support.forwarder import Forwarder
 from tests.support.sightings import daemon_said, refused, round_done
@@ -54,7 +54,7 @@ def test_network_drops_connections(federation: Federation, recorder: Recorder) -
 
 @pytest.mark.slow
 def test_network_stops_forwarding(federation: Federation, recorder: Recorder) -> None:
-    with behind_a_line(federation) as line, running(federation, "line-held", rounds=12) as run:
+    with behind_a_line(federation) as line, running(federation, "line-held", rounds=ENOUGH_ROUNDS) as run:
         cut = run.wait_for_training(SITE)
         done = f"nothing of {SITE} is forwarded any more, its connections stay open, until Flower has given the site up after a minute"
         with recorder.fault("network cut and healed (nothing forwarded)", done, federation) as incident:
