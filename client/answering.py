@@ -4,7 +4,8 @@
     not train or evaluate, or an agent's     refused
     study and start record from get-run      `client.approvals.permit` (approval, policy, pause); nothing is pulled before it says yes
     content                                  pulled, confirmed, read; it must be of that study and that run
-    training or evaluation                   in the worker; when it dies, the one code for failed training
+    training or evaluation                   in the worker; when it dies, the one code for failed training. Cut off by a stop of the daemon
+                                             it is another: asked again, the round is trained under the charge that it has
     reply                                    through `client.egress.release`
 
 What leaves about a failure is a code. Its cause goes to `site.log`.
@@ -144,13 +145,20 @@ class Desk:
             del message  # from here on it is in the worker only
             records = self._worker.receive()
         except WorkerLost as error:
-            ended = RefusedError(RefusalCode.TRAINING_FAILED, "the training process ended: killed, out of memory, or the daemon stops")
-            ended.__cause__ = error
-            return self.refuse(RefusalCode.TRAINING_FAILED, incoming, ended)
+            return self._lost(incoming, error)
         if records is None:
             raised = RefusedError(RefusalCode.TRAINING_FAILED, "the app raised an error; its text is on the worker's error output")
             return self.refuse(RefusalCode.TRAINING_FAILED, incoming, raised)
         return Answer(records, incoming, allowed.folder)
+
+    def _lost(self, incoming: Incoming, error: WorkerLost) -> Answer:
+        """The refusal for a round whose training process has ended: by us, because the daemon stops, or by itself."""
+        code, text = RefusalCode.TRAINING_FAILED, "the training process ended: killed, or out of memory"
+        if self._worker.is_cut_off:
+            code, text = RefusalCode.INTERRUPTED, "the daemon was stopped while it trained"
+        ended = RefusedError(code, text)
+        ended.__cause__ = error
+        return self.refuse(code, incoming, ended)
 
     def _book(self, folder: Path) -> Ledger:
         if folder not in self._books:

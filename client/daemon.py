@@ -2,8 +2,8 @@
 """The one process of a hospital: a thread for the rounds, one for the chores, and the training process.
 
 The main thread waits for SIGTERM or Ctrl-C and starts a thread again that ended by a fault of ours. At the end training is cut off and
-answered with the code for failed training, the node goes offline, and the state says "stopped". Pause first, wait for the round to end, and
-no round is lost.
+answered with a code that says so, the node goes offline, and the state says "stopped". Back within half a minute, it is asked for that
+round again; for longer, pause first and wait for the round to end.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 """The node loop: take a message, answer it, send the answer; one at a time.
 
 A message that has expired is not worked on, because training costs privacy. One that was in hand when the daemon died is answered at the
-next start with the code for failed training. While nothing happens the loop asks ever less often: every 0.05 s after a message, every
-0.2 s in the next ten seconds, every second soon after, every 2 s after ten idle minutes; then the training process is ended too, and its
-memory is free for others.
+next start with a code that says so: whoever sent it may send it again, and gets what was stored, or a training under the same charge.
+
+While nothing happens the loop asks ever less often: every 0.05 s after a message, every 0.2 s in the next ten seconds, every second soon
+after, every 2 s after ten idle minutes; then the training process is ended too, and its memory is free for others.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Node:
         self._link.renew()
 
     def stop(self) -> None:
-        """Stop soon: training is cut off, and answered with the code for failed training."""
+        """Stop soon: training is cut off, and answered with the code that lets it be asked for again."""
         self._link.stop()
         self._worker.kill()
 
@@ -151,16 +152,16 @@ class Node:
             self._log.write("ledger", {"problem": type(error).__name__})
 
     def _answer_leftover(self) -> None:
-        """The message that was in hand when the daemon died: nobody knows how far it came, so it is a failed round."""
+        """The message that was in hand when the daemon died. Its content is gone, but not what was charged, nor a reply that was stored."""
         state = self._board.state
         if state.in_hand is None:
             return
         pulled = Pulled(bytes.fromhex(state.in_hand), ())
         incoming = Incoming.unread(state.study_id or NO_MESSAGE, state.run_id or NO_RUN, state.round or 0)
-        cause = RefusedError(RefusalCode.TRAINING_FAILED, "the daemon ended while it worked on a message")
+        cause = RefusedError(RefusalCode.INTERRUPTED, "the daemon ended while it worked on a message")
         try:
             if time.time() < pulled.expires:
-                answer = self._released(self._desk.refuse(RefusalCode.TRAINING_FAILED, incoming, cause), pulled)
+                answer = self._released(self._desk.refuse(RefusalCode.INTERRUPTED, incoming, cause), pulled)
                 self._send(answer, pulled, 0.0)
                 self._log.write("message answered", _facts(answer))
         except WardroundError as reason:

@@ -24,6 +24,8 @@ class SiteWorker:
         self._app = app
         self._worker = Worker(WorkerSettings(app, {}))
         self._settings: WorkerSettings | None = None
+        self.is_cut_off = False
+        """Whether it was `kill` that ended the process."""
 
     @property
     def process_id(self) -> int | None:
@@ -55,7 +57,8 @@ class SiteWorker:
         return reply.content if reply.has_content() else None
 
     def kill(self) -> None:
-        """End the process at once; `receive` raises WorkerLost."""
+        """End the process at once, for good; `receive` raises WorkerLost."""
+        self.is_cut_off = True
         self._worker.kill()
 
     def stop(self) -> None:

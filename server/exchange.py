@@ -4,8 +4,9 @@
 A reply that does not fit, an error and silence all become refusals, so the round loop only ever meets valid updates or a code.
 
 A site that loses its connection for longer than Flower's patience (60 s) also loses the message that it works on. It is asked again
-as soon as it is back: it then sends what it has stored, or trains under the reservation that it has. Who is not back within half a minute
-is given up for this round, sooner if it may not come back. How long a site works makes no difference: its heartbeats go on meanwhile.
+as soon as it is back: it then sends what it has stored, or trains under the reservation that it has. So is one whose daemon ended while
+it worked on the message, and that says so before it stops, or when it is back. Who is not back within half a minute is given up for this
+round, sooner if it may not come back. How long a site works makes no difference: its heartbeats go on meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.errors import FederationError
 from common.flower_compat.grids import NodeInfo
 from common.protocol import Instruction, Shapes
 from server.receipts import Receipts
-from server.replies import Answer, Asked, Node, has_no_heartbeat
+from server.replies import Answer, Asked, Node, has_no_heartbeat, was_interrupted
 from server.statements import Statements
 
 __all__ = ["Answer", "Node", "Pick", "Watch", "every_node", "exchange", "wait_for_nodes"]
@@ -46,12 +47,14 @@ def every_node(online: Iterable[NodeInfo]) -> list[Node]:
 class Watch:
     """How an exchange looks after sites that are away: who takes part, who may come back, and who hears of it.
 
-    `away` and `asked_again` hear of a site that has no heartbeat, and of one that got its message once more.
+    `away` hears of a site that has no heartbeat, `interrupted` of one whose daemon has ended, `asked_again` of one that got its message
+    once more.
     """
 
     pick: Pick = every_node
     may_return: Callable[[str], bool] = lambda _: True
     away: Callable[[str], None] = lambda _: None
+    interrupted: Callable[[str], None] = lambda _: None
     asked_again: Callable[[str], None] = lambda _: None
 
 
@@ -107,7 +110,8 @@ def exchange(
             if node is not None:
                 answer = asked.answer(node, reply)
                 del reply
-                yield answer
+                if not post.has_to_ask_again(node, answer):
+                    yield answer
                 del answer
         post.look()
         if is_empty and post.is_waiting:
@@ -176,9 +180,20 @@ class _Post:
         node = self.pending.pop(reply.metadata.reply_to_message_id, None)
         if node is None or not has_no_heartbeat(reply) or self.asks[node.site] >= MOST_ASKS:
             return node
-        self.away[node.site] = _Away(node, time.monotonic(), self.watch.may_return(node.site))
+        self._wait_for(node)
         self.watch.away(node.site)
         return None
+
+    def has_to_ask_again(self, node: Node, answer: Answer) -> bool:
+        """Whether an answer only says that the site's daemon has ended; then the site is asked again as soon as it is there."""
+        if not was_interrupted(answer.reply) or self.asks[node.site] >= MOST_ASKS:
+            return False
+        self._wait_for(node)
+        self.watch.interrupted(node.site)
+        return True
+
+    def _wait_for(self, node: Node) -> None:
+        self.away[node.site] = _Away(node, time.monotonic(), self.watch.may_return(node.site))
 
     def look(self) -> None:
         """Ask who is back again, once a second while somebody is away."""

@@ -128,6 +128,11 @@ class Asked:
         return Answer(node.site, Refusal(RefusalCode.NO_REPLY, node.site), time.monotonic() - self.started, reason, self.size_bytes)
 
 
+def was_interrupted(reply: Reply) -> bool:
+    """Whether a site says that its daemon ended while it worked on the message, or was stopped: it may be asked again."""
+    return isinstance(reply, Refusal) and reply.code is RefusalCode.INTERRUPTED
+
+
 def has_no_heartbeat(reply: Message) -> bool:
     """Whether the SuperLink answered in place of a site that it does not hear; the message is then gone."""
     return reply.has_error() and reply.error.code == NODE_UNAVAILABLE and reply.metadata.src_node_id == reply.metadata.dst_node_id

@@ -247,11 +247,14 @@ class RoundLoop:
         def away(site: str) -> None:
             self.events.emit("site_away", round=instruction.round, site=site)
 
+        def interrupted(site: str) -> None:
+            self.events.emit("site_interrupted", round=instruction.round, site=site)
+
         def asked_again(site: str) -> None:
             self.events.emit("site_asked_again", round=instruction.round, site=site)
 
         timeout_seconds = self.study.federation.round_timeout_seconds
-        watch = Watch(self._pick, self._may_return, away, asked_again)
+        watch = Watch(self._pick, self._may_return, away, interrupted, asked_again)
         return exchange(self.grid, nodes, instruction, timeout_seconds, counts_shape, self.receipts, self.statements, watch)
 
     def _may_return(self, site: str) -> bool:

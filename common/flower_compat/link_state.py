@@ -3,7 +3,7 @@
 
 It gives a reply out as soon as it is announced, and forgets what the reply is to: its reader then waits for the parts, and hears no other
 site; and a site whose connection breaks cannot send it again. Here a reply is given out when all of it is there. One that broke off
-is forgotten when Flower's time for it is up, and may come again.
+is forgotten when Flower's time for it is up, or when its site sends another in its place, and may come again.
 
 It adds the bytes of every object to the run's row, a transaction of its own each time: the run store counts what travels, by site and way.
 And it looks for tasks whose time is up, two more statements under the write lock, before it says how a run stands: here that look is as
@@ -23,6 +23,7 @@ from flwr.server.superlink.linkstate import SqlLinkState
 from flwr.supercore.date import now
 from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
 from flwr.supercore.state.schema.linkstate_models import MessageRes
+from flwr.supercore.utils import uint64_to_int64
 from sqlalchemy import select
 from typing_extensions import override
 
@@ -60,6 +61,8 @@ class LeanLinkState(SqlLinkState):
         is_reply = bool(message.metadata.reply_to_message_id)
         way = self._bells.runs if is_reply else self._bells.sites
         with self._announcing:
+            if is_reply:
+                self._forget_half_of(message)
             stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
         if missing:
             self._ways[session_id] = way
@@ -69,6 +72,16 @@ class LeanLinkState(SqlLinkState):
             return stored, missing
         run_id, own = message.metadata.run_id, object_tree.object_id
         return stored, [one for one in missing if one == own or not self._is_there(run_id, session_id, one)]
+
+    def _forget_half_of(self, reply: Message) -> None:
+        """Make room for a reply of a site whose daemon died in the middle of sending another to the same message."""
+        facts = reply.metadata
+        is_its_own = MessageRes.src_node_id == uint64_to_int64(facts.src_node_id)
+        is_another = MessageRes.message_id != facts.message_id
+        with self.session() as session:
+            begun = session.execute(_BEGUN.where(MessageRes.reply_to_message_id == facts.reply_to_message_id, is_its_own, is_another))
+            for _, push, _ in begun.all():
+                self._cleanup_push_session(push, cleanup_messages=True)
 
     def _is_there(self, run_id: int, session_id: str, object_id: str) -> bool:
         """Whether an object that was announced lies in its file already; then it counts as sent."""

@@ -242,6 +242,7 @@ def _say_event(event: Event) -> None:
         "site_refused": "round {round}: {site} {code} {reason}",
         "round_done": "round {round}: {updates} updates in {seconds:.1f} s",
         "site_away": "round {round}: {site} is away; waiting for it",
+        "site_interrupted": "round {round}: the daemon of {site} ended while it trained; waiting for it",
         "run_resumed": "it goes on: {reason}",
         "checkpoint_damaged": "{file} is damaged ({reason}); {then}",
         "site_suspended": "{site} is suspended: {reasons}",

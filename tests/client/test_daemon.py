@@ -77,7 +77,7 @@ def test_sigterm_in_training(site: NodeSite) -> None:
         assert (site.state.stage, site.state.round, site.state.run_id) == (Stage.WORKING, 1, site.run_id)
         told = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert code(server.reply(sent, SOON)) == "TRAINING_FAILED"
+        assert code(server.reply(sent, SOON)) == "INTERRUPTED"
         assert process.wait(SOON) == 0 and time.monotonic() - told < SOON
         assert site.state.stage is Stage.STOPPED and site.state.in_hand is None
         assert not site.link.is_online(site.node_id) and not is_running(site.home)
@@ -100,8 +100,8 @@ def test_killed_in_training_and_started_again(site: NodeSite) -> None:
         assert site.state.in_hand is not None
         site.behave("")
         with daemon(site) as process:
-            assert code(server.reply(sent, SOON)) == "TRAINING_FAILED"
-            assert code(server.ask(site.instruction(2), site.node_id, seconds=60)) == "update"
+            assert code(server.reply(sent, SOON)) == "INTERRUPTED"
+            assert code(server.ask(site.instruction(1), site.node_id, seconds=60)) == "update"
             assert "the daemon before this one ended without stopping" in (site.home.logs / "daemon.log").read_text()
             assert stopped(process) == 0
 

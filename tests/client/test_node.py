@@ -246,7 +246,7 @@ def test_stopped_in_training(site: NodeSite) -> None:
             site.begun()
             stopped = time.monotonic()
             node.stop()
-            assert code(server.reply(sent)) == "TRAINING_FAILED"
+            assert code(server.reply(sent)) == "INTERRUPTED"
             assert time.monotonic() - stopped < SOON
         assert not site.link.is_online(site.node_id)
 
@@ -272,8 +272,9 @@ def test_what_was_in_hand_when_the_daemon_died_is_answered_at_the_next_start(sit
         site.node._board.online(site.node_id)
         connection.close()  # the daemon is dead; its node is still online there
         with site.running():
-            assert code(server.reply(sent, SOON)) == "TRAINING_FAILED"
+            assert code(server.reply(sent, SOON)) == "INTERRUPTED"
             wait_until(lambda: site.state.in_hand is None)
+            assert code(server.ask(site.instruction(), site.node_id)) == "update", "the same round asked again"
 
 
 def test_a_renewal_between_two_messages(site: NodeSite) -> None:

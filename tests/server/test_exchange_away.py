@@ -17,10 +17,15 @@ INSTRUCTION = Instruction("a" * 32, "{}", 3, True, False, {"w": np.ones(4, np.fl
 
 
 class Hospitals:
-    """Sites that work `work` seconds on a message and beat their hearts, but not in the seconds `cut`, when nothing of theirs arrives."""
+    """Sites that work `work` seconds on a message and beat their hearts, but not in the seconds `cut`, when nothing of theirs arrives.
 
-    def __init__(self, work: dict[str, float], cut: dict[str, tuple[float, float]] | None = None) -> None:
-        self.work, self.cut = work, cut or {}
+    A site answers that its daemon has ended as often as `interrupted` says, before it answers with an update.
+    """
+
+    def __init__(
+        self, work: dict[str, float], cut: dict[str, tuple[float, float]] | None = None, interrupted: dict[str, int] | None = None
+    ) -> None:
+        self.work, self.cut, self.interrupted = work, cut or {}, interrupted or {}
         self.in_hand: dict[str, list[tuple[float, Message]]] = {name: [] for name in work}
         self.sent: list[tuple[str, bool]] = []
 
@@ -35,9 +40,13 @@ class Hospitals:
             self.in_hand[name] += [(now + self.work[name], message) for message in grid.take(name)]
             for due in [due for due in self.in_hand[name] if due[0] <= now]:
                 self.in_hand[name].remove(due)
-                delta = {"w": np.full(4, len(name), np.float32)}
-                self.sent.append((name, grid.reply(due[1], Update("a" * 32, 3, name, delta).to_records())))
+                self.sent.append((name, grid.reply(due[1], self._answer(name).to_records())))
                 self.work[name] = 0.0  # the stored bytes are sent when it is asked again
+
+    def _answer(self, name: str) -> Refusal | Update:
+        left = self.interrupted.get(name, 0)
+        self.interrupted[name] = left - 1
+        return Refusal(RefusalCode.INTERRUPTED, name) if left > 0 else Update("a" * 32, 3, name, {"w": np.full(4, len(name), np.float32)})
 
 
 def ask(
@@ -49,7 +58,7 @@ def ask(
     def note(name: str) -> Callable[[str], None]:
         return lambda site: heard.append((grid.clock.seconds, name, site))
 
-    watch = Watch(every_node, may_return, note("site_away"), note("site_asked_again"))
+    watch = Watch(every_node, may_return, note("site_away"), note("site_interrupted"), note("site_asked_again"))
     nodes = wait_for_nodes(grid, len(hospitals.work), len(hospitals.work), 60.0)  # type: ignore[arg-type]
     answers = list(exchange(grid, nodes, INSTRUCTION, timeout_seconds, watch=watch))  # type: ignore[arg-type]
     assert len(answers) == len({answer.site for answer in answers}) == len(hospitals.work)
@@ -144,3 +153,30 @@ def test_a_node_that_was_taken_away_before_the_message_is_named(monkeypatch: pyt
     assert isinstance(answers["north"].reply, Update)
     assert {answers[site].reason for site in ("gone", "left")} == {"not connected: its message could not be sent"}
     assert grid.clock.seconds <= 30.0
+
+
+def test_a_site_whose_daemon_ended_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so when it is back; it has stored its update, or trains under the charge that it has."""
+    answers, heard, grid = ask(Hospitals({"north": 40.0, "restarted": 20.0}, interrupted={"restarted": 1}), monkeypatch, HOUR)
+    assert all(isinstance(answer.reply, Update) for answer in answers.values())
+    assert [(name, site) for _, name, site in heard] == [("site_interrupted", "restarted"), ("site_asked_again", "restarted")]
+    assert [site for _, site in grid.pushed] == ["north", "restarted", "restarted"]
+    assert grid.clock.seconds <= 40 + 2 * STEP_SECONDS
+
+
+def test_a_site_that_stops_for_good_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that it was stopped in training, and beats no heart any more."""
+    hospitals = Hospitals({"north": 10.0, "stopped": 10.0}, {"stopped": (20.0, 10 * HOUR)}, {"stopped": 1})
+    answers, heard, grid = ask(hospitals, monkeypatch, HOUR)
+    assert isinstance(answers["north"].reply, Update)
+    assert answers["stopped"].reply == Refusal(RefusalCode.NO_REPLY, "stopped")
+    assert heard[0][1:] == ("site_interrupted", "stopped")
+    assert grid.clock.seconds <= 20 + PATIENCE + AWAY_SECONDS + 4 * STEP_SECONDS
+
+
+def test_a_site_whose_daemon_ends_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, heard, grid = ask(Hospitals({"north": 10.0, "broken": 1.0}, interrupted={"broken": 100}), monkeypatch, HOUR)
+    assert isinstance(answers["north"].reply, Update)
+    assert answers["broken"].reply == Refusal(RefusalCode.INTERRUPTED, "broken")
+    assert [site for _, site in grid.pushed].count("broken") == MOST_ASKS
+    assert sum(name == "site_interrupted" for _, name, _ in heard) == MOST_ASKS - 1

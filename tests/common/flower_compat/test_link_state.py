@@ -143,6 +143,29 @@ def test_a_reply_that_broke_off_is_sent_again(state: LeanLinkState, begun: Begun
     assert replies(state, begun) == [begun.reply.object_id]
 
 
+def test_another_reply_takes_the_place_of_one_that_broke_off(state: LeanLinkState, begun: Begun) -> None:
+    """The daemon died while it sent; the next one does not know what, and says that it was interrupted."""
+    another = message_for(begun.run_id, begun.node_id, 1, begun.answered, value=2)
+    pushed(state, begun.run_id, another)
+    assert not begun.push_last(state), "what is left of the first is not wanted any more"
+    assert replies(state, begun) == [another.object_id]
+    assert state.object_store.get(begun.reply.object_id) is None
+
+
+@pytest.mark.parametrize("whose", ["its own", "a stranger's"])
+def test_a_reply_that_is_whole_or_anothers_keeps_its_place(state: LeanLinkState, begun: Begun, whose: str) -> None:
+    sender = begun.node_id
+    if whose == "a stranger's":
+        sender = state.create_node("them", NOOP_ACCOUNT_NAME, b"other key", 300.0)
+    else:
+        assert begun.push_last(state)
+    another = message_for(begun.run_id, sender, 1, begun.answered, value=2)
+    assert state.store_message_and_object_tree(another, get_object_tree(another), state.start_session(begun.run_id)) == (False, [])
+    if whose == "a stranger's":
+        assert begun.push_last(state)
+    assert replies(state, begun) == [begun.reply.object_id]
+
+
 def test_a_reply_that_nobody_waits_for_leaves_nothing_in_memory(state: LeanLinkState, begun: Begun) -> None:
     """The message was answered and is forgotten; whoever answers again and again fills no list."""
     begun.push_last(state)

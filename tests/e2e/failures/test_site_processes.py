@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.failures import Recorder
-from tests.support.faults import kill, kill_daemon, no_more_memory, restart_site, running, worker
+from tests.support.faults import held, kill, kill_daemon, no_more_memory, restart_site, running, server_child, worker
 from tests.support.federation import HONEST, Federation
-from tests.support.sightings import daemon_said, refused, round_done, site_log_said
+from tests.support.sightings import daemon_said, refused, round_done, run_event, site_log_said
+from tests.support.wholeness import charges_of
 
 SITE = HONEST[0]
 NO_RESERVE = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}
@@ -33,11 +34,54 @@ def test_node_killed_in_training(federation: Federation, recorder: Recorder) -> 
             kill_daemon(federation, SITE)
             federation.start_site(federation.hospitals[SITE])
             incident.site_saw(daemon_said(federation, SITE, "the daemon before this one ended without stopping"))
-            incident.coordinator_saw(refused(federation, run.run_id, SITE, "TRAINING_FAILED"))
+            incident.coordinator_saw(run_event(federation, run.run_id, "site_interrupted", round=trained, site=SITE))
             incident.recovered(round_done(federation, run.run_id, updates=2))
             whole = run.finish()
             incident.is_whole(whole)
-        assert whole.missed == (f"{SITE} in round {trained} (TRAINING_FAILED)",)
+        assert whole.missed == (), "asked again, the site trains under the charge that it has"
+        assert charges_of(federation, SITE, run.run_id)[(run.run_id, trained)].charges == 1
+
+
+@pytest.mark.slow
+def test_node_restarted_in_training(federation: Federation, recorder: Recorder) -> None:
+    with running(federation, "node-restarted") as run:
+        trained = run.wait_for_training(SITE)
+        done = f"the daemon of {SITE} is stopped with SIGTERM while it trains, and started again at once, as `systemctl restart` does"
+        with recorder.fault("node restarted in training", done, federation) as incident:
+            incident.struck()
+            restart_site(federation, SITE)
+            incident.site_saw(daemon_said(federation, SITE, "message answered", answer="INTERRUPTED"))
+            incident.coordinator_saw(run_event(federation, run.run_id, "site_interrupted", round=trained, site=SITE))
+            incident.recovered(round_done(federation, run.run_id, updates=2))
+            whole = run.finish()
+            incident.is_whole(whole)
+        assert whole.missed == ()
+        assert charges_of(federation, SITE, run.run_id)[(run.run_id, trained)].charges == 1
+
+
+@pytest.mark.slow
+def test_node_killed_while_it_sends(federation: Federation, recorder: Recorder) -> None:
+    with running(federation, "node-killed-sending") as run:
+        trained = run.wait_for_training(SITE)
+        done = (
+            f"SIGKILL to the daemon of {SITE} while its update is on its way; started again at once. "
+            "The gateway was stopped (SIGSTOP) from training until the kill, so that the update was surely announced and not whole"
+        )
+        with recorder.fault("node killed while it sends its update", done, federation) as incident:
+            with held(server_child(federation, "gateway")):
+                run.wait_for_stuck_reply(SITE, trained)
+                incident.struck()
+                kill_daemon(federation, SITE)
+            left = charges_of(federation, SITE, run.run_id)[(run.run_id, trained)].left
+            federation.start_site(federation.hospitals[SITE])
+            incident.site_saw(daemon_said(federation, SITE, "message answered", answer="INTERRUPTED"))
+            incident.coordinator_saw(run_event(federation, run.run_id, "site_interrupted", round=trained, site=SITE))
+            incident.recovered(round_done(federation, run.run_id, updates=2))
+            whole = run.finish()
+            incident.is_whole(whole)
+        assert whole.missed == (), "asked again, the site sends what it has stored"
+        charged = charges_of(federation, SITE, run.run_id)[(run.run_id, trained)]
+        assert (charged.charges, charged.left) == (1, left) and len(left) == 1
 
 
 @pytest.mark.slow
