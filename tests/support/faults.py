@@ -27,7 +27,7 @@ FIRST_STEPS, FEWEST_STEPS = 40, 20
 TRAINING_SECONDS = 5.0
 """How long a site trains in a round, so that a fault meets it there."""
 STUCK_SECONDS = 3.0
-ENOUGH_ROUNDS = 24
+ENOUGH_ROUNDS = 18
 """Rounds of a run that goes on with the others while a site is still away for some 20 s after its fault: it finds one to come back to."""
 RUN_SECONDS = 900.0
 """Longest that a run may take, on a machine that has much else to do."""
@@ -165,10 +165,10 @@ def workers(federation: Federation, site: str) -> list[int]:
 
 @contextmanager
 def no_more_memory(process_id: int) -> Iterator[None]:
-    """A process gets no more address space than it has (RLIMIT_AS), as long as it lives and the block lasts."""
+    """A process gets no address space any more (RLIMIT_AS), not even what it gives back, as long as it lives and the block lasts."""
     process = psutil.Process(process_id)
     before = process.rlimit(psutil.RLIMIT_AS)
-    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms, before[1]))
+    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms // 2, before[1]))
     try:
         yield
     finally:

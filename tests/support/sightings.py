@@ -50,6 +50,15 @@ def daemon_said(federation: Federation, site: str, event: str, *, ahead_seconds:
     return look
 
 
+def first_of(*looks: Look) -> Look:
+    """What one of several places says, the earliest if more do."""
+
+    def look(since: float) -> Seen | None:
+        return min(filter(None, (one(since) for one in looks)), key=lambda seen: seen.time, default=None)
+
+    return look
+
+
 def site_log_said(federation: Federation, site: str, has: str) -> Look:
     """An entry of the site's site.log with the cause of a refusal: its code, and its last line. Its clock has whole seconds."""
 

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.failures import Recorder
-from tests.support.faults import held, kill, kill_daemon, no_more_memory, restart_site, running, server_child, worker
+from tests.support.faults import TRAINING_SECONDS, held, kill, kill_daemon, no_more_memory, restart_site, running, server_child, worker
 from tests.support.federation import HONEST, Federation
 from tests.support.sightings import daemon_said, refused, round_done, run_event, site_log_said
 from tests.support.wholeness import charges_of
 
 SITE = HONEST[0]
-NO_RESERVE = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}
+NO_RESERVE = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=65536"}
 """Each tensor of a step is asked of the system anew. Left alone, glibc keeps what earlier rounds took, and that can be enough."""
+LARGE_IMAGES = {"data.image_size": 64}
+"""Tensors of 8 MB: none fits between the small blocks that are left."""
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_training_process_killed(federation: Federation, recorder: Recorder) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_reserve")
 def test_training_process_gets_no_memory(federation: Federation, recorder: Recorder) -> None:
-    with running(federation, "worker-limited") as run:
+    with running(federation, "worker-limited", training_seconds=TRAINING_SECONDS / 3, **LARGE_IMAGES) as run:
         trained = run.wait_for_training(SITE)
         done = f"the training process of {SITE} gets no more memory from the system (RLIMIT_AS) until its round has failed"
         with recorder.fault("worker out of memory (refused by the system)", done, federation) as incident:
