@@ -16,7 +16,7 @@ from flwr.app import Message, RecordDict
 from common.errors import WardroundError
 from common.events import Event, read_events
 from common.federation import EgressStatement
-from common.flower_compat.fleet import FleetConnection, answer_to
+from common.flower_compat.fleet import FleetConnection, Outgoing, Unreachable, answer_to
 from common.protocol import Evaluated, Instruction, Update
 from common.riders import payload_sha256, with_egress, with_head
 from common.study import Study
@@ -86,7 +86,16 @@ class SiteThread:
         records = self.behaviour(self, message, instruction)
         self.rounds.append(instruction.round)
         if records is not None:
-            connection.push(answer_to(pulled, records, 0.1))
+            self._push(connection, answer_to(pulled, records, 0.1))
+
+    def _push(self, connection: FleetConnection, answer: Outgoing) -> None:
+        """Until it has arrived, as the daemon does: whoever asks for the next message instead has lost it."""
+        while not self.stopping.is_set():
+            try:
+                return connection.push(answer)
+            except Unreachable as error:
+                self.errors.append(f"{type(error).__name__}: {error}")
+                self.stopping.wait(0.3)
 
     def signed(self, records: RecordDict, instruction: Instruction) -> RecordDict:
         """Records with a true statement about them."""
