@@ -5,17 +5,28 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.failures import Recorder
-from tests.support.faults import TRAINING_SECONDS, held, kill, kill_daemon, no_more_memory, restart_site, running, server_child, worker
+from tests.support.failures import Incident, Recorder
+from tests.support.faults import (
+    TRAINING_SECONDS,
+    Running,
+    held,
+    kill,
+    kill_daemon,
+    no_more_memory,
+    restart_site,
+    running,
+    server_child,
+    worker,
+)
 from tests.support.federation import HONEST, Federation
 from tests.support.sightings import daemon_said, refused, round_done, run_event, site_log_said
-from tests.support.wholeness import charges_of
+from tests.support.wholeness import Charged, charges_of
 
 SITE = HONEST[0]
 NO_RESERVE = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=65536"}
 """Each tensor of a step is asked of the system anew. Left alone, glibc keeps what earlier rounds took, and that can be enough."""
 LARGE_IMAGES = {"data.image_size": 64}
-"""Tensors of 8 MB: none fits between the small blocks that are left."""
+"""A step asks for blocks of some MB: none fits between the small ones that are left."""
 
 
 @pytest.fixture
@@ -24,6 +35,18 @@ def without_reserve(federation: Federation) -> Iterator[None]:
     restart_site(federation, SITE, NO_RESERVE)
     yield
     restart_site(federation, SITE)
+
+
+def asked_again(run: Running, incident: Incident, trained: int) -> Charged:
+    """The coordinator hears that the site's daemon has ended, and asks again: no round does without the site, and it is charged once."""
+    incident.coordinator_saw(run_event(run.federation, run.run_id, "site_interrupted", round=trained, site=SITE))
+    incident.recovered(round_done(run.federation, run.run_id, updates=2))
+    whole = run.finish()
+    incident.is_whole(whole)
+    assert whole.missed == ()
+    charged = charges_of(run.federation, SITE, run.run_id)[(run.run_id, trained)]
+    assert charged.charges == 1
+    return charged
 
 
 @pytest.mark.slow
@@ -36,12 +59,7 @@ def test_node_killed_in_training(federation: Federation, recorder: Recorder) -> 
             kill_daemon(federation, SITE)
             federation.start_site(federation.hospitals[SITE])
             incident.site_saw(daemon_said(federation, SITE, "the daemon before this one ended without stopping"))
-            incident.coordinator_saw(run_event(federation, run.run_id, "site_interrupted", round=trained, site=SITE))
-            incident.recovered(round_done(federation, run.run_id, updates=2))
-            whole = run.finish()
-            incident.is_whole(whole)
-        assert whole.missed == (), "asked again, the site trains under the charge that it has"
-        assert charges_of(federation, SITE, run.run_id)[(run.run_id, trained)].charges == 1
+            asked_again(run, incident, trained)
 
 
 @pytest.mark.slow
@@ -53,12 +71,7 @@ def test_node_restarted_in_training(federation: Federation, recorder: Recorder) 
             incident.struck()
             restart_site(federation, SITE)
             incident.site_saw(daemon_said(federation, SITE, "message answered", answer="INTERRUPTED"))
-            incident.coordinator_saw(run_event(federation, run.run_id, "site_interrupted", round=trained, site=SITE))
-            incident.recovered(round_done(federation, run.run_id, updates=2))
-            whole = run.finish()
-            incident.is_whole(whole)
-        assert whole.missed == ()
-        assert charges_of(federation, SITE, run.run_id)[(run.run_id, trained)].charges == 1
+            asked_again(run, incident, trained)
 
 
 @pytest.mark.slow
@@ -77,13 +90,7 @@ def test_node_killed_while_it_sends(federation: Federation, recorder: Recorder) 
             left = charges_of(federation, SITE, run.run_id)[(run.run_id, trained)].left
             federation.start_site(federation.hospitals[SITE])
             incident.site_saw(daemon_said(federation, SITE, "message answered", answer="INTERRUPTED"))
-            incident.coordinator_saw(run_event(federation, run.run_id, "site_interrupted", round=trained, site=SITE))
-            incident.recovered(round_done(federation, run.run_id, updates=2))
-            whole = run.finish()
-            incident.is_whole(whole)
-        assert whole.missed == (), "asked again, the site sends what it has stored"
-        charged = charges_of(federation, SITE, run.run_id)[(run.run_id, trained)]
-        assert (charged.charges, charged.left) == (1, left) and len(left) == 1
+            assert asked_again(run, incident, trained).left == left and len(left) == 1, "it sends what it has stored"
 
 
 @pytest.mark.slow
